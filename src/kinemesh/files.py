@@ -1,0 +1,45 @@
+"""Files that are either whole or absent: written under a temporary name, then moved into place."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; move it there on success, delete it on failure.
+
+    The temporary name keeps the suffix of ``path``, since many writers choose a format by it.
+    """
+    final = Path(path)
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=".", suffix=f".partial{final.suffix}")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: str | Path, content: Any, *, indent: int | None = 2) -> None:
+    """Write ``content`` as UTF-8 JSON to ``path`` atomically; NaN and infinity are refused."""
+    text = json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
