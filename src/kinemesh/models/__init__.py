@@ -1,0 +1,1 @@
+"""Networks: tensors in, tensors out. They know no file, no device and no data set."""

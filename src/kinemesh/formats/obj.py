@@ -1,0 +1,36 @@
+"""Meshes as Wavefront OBJ text, with the axes of the GLB file."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from kinemesh.files import write_bytes
+from kinemesh.formats.glb import person_name, to_y_up, vertex_normals
+from kinemesh.inference.person import Person
+
+
+def encode_obj(people: Sequence[Person]) -> bytes:
+    """All people as one OBJ: metres, y up, the camera at the origin, an object for each person."""
+    stream = io.StringIO()
+    stream.write("# kinemesh people: metres, y up, camera of the photo at the origin\n")
+    first = 1  # OBJ counts vertices from 1, through all objects
+    for index, person in enumerate(people):
+        vertices = to_y_up(person.vertices)
+        faces = np.repeat(person.faces + first, 2, axis=1)
+        stream.write(f"o {person_name(index, person)}\n")
+        np.savetxt(stream, vertices, fmt="v %.5f %.5f %.5f")
+        np.savetxt(stream, vertex_normals(vertices, person.faces), fmt="vn %.4f %.4f %.4f")
+        np.savetxt(stream, faces, fmt="f %d//%d %d//%d %d//%d")
+        first += len(vertices)
+    return stream.getvalue().encode()
+
+
+def write_obj(path: str | Path, people: Sequence[Person]) -> None:
+    """Write `encode_obj` to a file, atomically.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    write_bytes(path, encode_obj(people))

@@ -1,0 +1,60 @@
+"""What a prediction is: one person or hand in the camera frame of the photo."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kinemesh.inference.boxes import Side
+
+
+@dataclass(frozen=True)
+class PhotoCamera:
+    """Pinhole camera of a whole photo, without lens distortion.
+
+    Attributes:
+        focal_px: Focal length in pixels, equal in x and y.
+        principal_px: Where the optical axis meets the image, pixels from the upper left corner.
+        image_size: Width and height in pixels.
+    """
+
+    focal_px: float
+    principal_px: tuple[float, float]
+    image_size: tuple[int, int]
+
+    def project(self, points_m: np.ndarray) -> np.ndarray:
+        """Project camera-frame points (..., 3) in metres to image pixels (..., 2)."""
+        centre = np.asarray(self.principal_px)
+        return np.asarray(self.focal_px * points_m[..., :2] / points_m[..., 2:3] + centre)
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One recovered person or hand.
+
+    The camera frame is that of the whole photo and the same for all of its people: x right, y down,
+    z forward, origin at the camera, metres. Its scale along z rests on the focal length; see
+    ``camera``.
+
+    Attributes:
+        vertices: (V, 3) float32, camera frame, metres.
+        faces: (F, 3) int64 into ``vertices``, counter-clockwise seen from outside.
+        joints: (J, 3) float32, camera frame, metres.
+        joints_px: (J, 2) float32 found in the image, pixels from its upper left corner.
+        joint_confidence: (J,) float32 in 0..1.
+        skeleton: Name of the joint set, a key of ``kinemesh.skeletons.SKELETONS``.
+        box_px: x, y, width and height in pixels: the box asked for, or the whole image.
+        side: "left" or "right" for a hand, None for a body.
+        score: Score of the box where a detector gave one, else the mean joint confidence.
+        camera: The camera of the photo, shared by all of its people.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    joints: np.ndarray
+    joints_px: np.ndarray
+    joint_confidence: np.ndarray
+    skeleton: str
+    box_px: tuple[float, float, float, float]
+    side: Side | None
+    score: float
+    camera: PhotoCamera

@@ -1,0 +1,342 @@
+"""The predictor: boxes to crops, crops through the network, results to the photo's camera."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kinemesh.bodies.topology import Topology
+from kinemesh.errors import InputError, KinemeshError
+from kinemesh.geometry.cameras import PerspectiveCamera, default_focal_px, ray_rotation
+from kinemesh.geometry.crops import (
+    box_to_square,
+    crop_matrix,
+    invert_affine,
+    transform_points,
+    warp_crop,
+)
+from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, whole_image
+from kinemesh.inference.images import LoadedImage, image_from_array, load_image
+from kinemesh.inference.person import Person, PhotoCamera
+from kinemesh.inference.placement import place_in_camera
+
+BATCH_SIZE = 16
+CROP_MARGIN = 1.1
+"""Side of the crop over the longer side of a box; the whole image is taken without a margin."""
+
+
+class NetworkOutput(Protocol):
+    """What a network returns for (B, 3, S, S) crops; the root frame has camera axes."""
+
+    @property
+    def joints(self) -> Tensor:
+        """(B, J, 3) metres, root frame."""
+
+    @property
+    def vertices(self) -> Tensor:
+        """(B, V, 3) metres, root frame, full mesh."""
+
+    @property
+    def joints_2d(self) -> Tensor:
+        """(B, J, 2) crop pixels, 0 to S."""
+
+    @property
+    def confidence(self) -> Tensor:
+        """(B, J) in 0..1."""
+
+
+@dataclass(frozen=True, eq=False)
+class CropPrediction:
+    """A network's answer to one crop of side S, as float64 arrays.
+
+    Attributes:
+        joints: (J, 3) metres, root frame.
+        vertices: (V, 3) metres, root frame.
+        joints_px: (J, 2) crop pixels.
+        confidence: (J,) in 0..1.
+        rightness: How much the crop looks like a right hand: the network's ``side_logits`` where
+            it has them, else the mean confidence. Only differences have a meaning.
+    """
+
+    joints: np.ndarray
+    vertices: np.ndarray
+    joints_px: np.ndarray
+    confidence: np.ndarray
+    rightness: float
+
+    def mirrored(self, size: int) -> "CropPrediction":
+        """The answer to the crop mirrored left to right; twice gives back the same.
+
+        Joint order stays, so this is meant for hands, which have no left and right joints.
+        """
+        flip = np.array([-1.0, 1.0, 1.0])
+        joints_px = np.stack([size - self.joints_px[:, 0], self.joints_px[:, 1]], axis=1)
+        return replace(
+            self, joints=self.joints * flip, vertices=self.vertices * flip, joints_px=joints_px
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Crops:
+    """B square crops of one photo: (B, 2) centres and (B, 2, 3) maps from photo to crop pixels."""
+
+    centers_px: Tensor
+    matrices: Tensor
+    size: int
+
+    @classmethod
+    def around(cls, boxes: Sequence[Box], margin: float, size: int) -> "_Crops":
+        centers, sides = box_to_square(torch.tensor([box.xywh for box in boxes]), margin)
+        return cls(centers, crop_matrix(centers, sides, size), size)
+
+    def cut(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """(S, S, 3) uint8 crops; over the border of the photo its outermost pixels are repeated."""
+        return [warp_crop(pixels, map_, self.size, border="replicate") for map_ in self.matrices]
+
+    def to_photo(self, index: int, points_px: np.ndarray) -> np.ndarray:
+        """Pixels (N, 2) of one crop as photo pixels."""
+        back = invert_affine(self.matrices[index].double())
+        return np.asarray(transform_points(back, torch.from_numpy(points_px)).numpy())
+
+
+class Predictor:
+    """Recovers people in photos with one network.
+
+    Args:
+        network: Module that takes (B, 3, S, S) float32 RGB in 0..1 and returns `NetworkOutput`. A
+            hand network is one for right hands; left hands are mirrored before and after it.
+        topology: The mesh that the network speaks about.
+        metadata: Record of the weight file; ``resolution`` (S) is read, the rest is kept.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
+
+    Raises:
+        InputError: The device is not there.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        topology: Topology,
+        metadata: Mapping[str, Any],
+        device: str = "auto",
+    ) -> None:
+        self.device = resolve_device(device)
+        self.network = network.to(self.device).eval()
+        self.topology = topology
+        self.metadata = dict(metadata)
+        self.resolution = int(metadata["resolution"])
+        faces = topology.faces.numpy()
+        mirrored = topology.mirrored().faces.numpy() if topology.kind == "hand" else faces
+        self._faces = {None: faces, "right": faces, "left": mirrored}
+
+    @property
+    def task(self) -> Literal["body", "hand"]:
+        """What the network recovers."""
+        return self.topology.kind
+
+    def predict(
+        self,
+        image: str | Path | np.ndarray | LoadedImage,
+        boxes: str | Iterable[Box | Sequence[float] | Mapping[str, Any]] | None = None,
+        side: Literal["left", "right", "auto"] = "right",
+        focal_px: float | None = None,
+    ) -> list[Person]:
+        """Recover one person for each box, or for the whole image.
+
+        Args:
+            image: File, (H, W, 3) uint8 RGB array, or what `load_image` returned.
+            boxes: Boxes x, y, width, height in pixels of the upright image (see `as_boxes`); they
+                may reach over its border. None takes the whole image as one crop.
+            side: Which hand is shown; "auto" runs the network on the crop and on its mirror image
+                and keeps the one that looks more like a right hand to it. A side in a box goes
+                first. Bodies have no side.
+            focal_px: Focal length of the photo in pixels. None takes it from EXIF, or else the
+                diagonal of the image (a field of view of 53 degrees across the diagonal).
+
+        Returns:
+            One person a box, in the order of the boxes, all in one camera frame.
+
+        Raises:
+            InputError: The image, a box, the side or the focal length is not usable.
+        """
+        photo = as_photo(image)
+        camera = photo_camera(photo, focal_px)
+        wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
+        for box in wanted:
+            check_inside(box, photo.size)
+        if not wanted:
+            return []
+        crops = _Crops.around(wanted, 1.0 if boxes is None else CROP_MARGIN, self.resolution)
+        answers = self._answers(crops.cut(photo.pixels), [self._side_of(b, side) for b in wanted])
+        turns = ray_rotation(crops.centers_px, _perspective(camera)).double().numpy()
+        return [
+            self._person(
+                found, crops.to_photo(index, found[0].joints_px), turns[index], box, camera
+            )
+            for index, (found, box) in enumerate(zip(answers, wanted, strict=True))
+        ]
+
+    def _side_of(self, box: Box, side: str) -> str | None:
+        if side not in ("left", "right", "auto"):
+            raise InputError(f"side must be 'left', 'right' or 'auto', found {side!r}.")
+        return (box.side or side) if self.task == "hand" else None
+
+    def _answers(
+        self, cuts: Sequence[np.ndarray], sides: Sequence[str | None]
+    ) -> list[tuple[CropPrediction, Side | None]]:
+        """Answers of the network to crops, un-mirrored, each with its side."""
+        as_is = [index for index, side in enumerate(sides) if side != "left"]
+        flipped = [index for index, side in enumerate(sides) if side in ("left", "auto")]
+        batch = [cuts[index] for index in as_is] + [cuts[index][:, ::-1] for index in flipped]
+        answers = self.run_network(batch)
+        right = dict(zip(as_is, answers[: len(as_is)], strict=True))
+        left = {
+            index: answer.mirrored(self.resolution)
+            for index, answer in zip(flipped, answers[len(as_is) :], strict=True)
+        }
+        return [
+            _choose_side(right.get(index), left.get(index), side)
+            for index, side in enumerate(sides)
+        ]
+
+    @torch.inference_mode()
+    def run_network(self, cuts: Sequence[np.ndarray]) -> list[CropPrediction]:
+        """Run the network on (S, S, 3) uint8 crops, a few at a time.
+
+        Raises:
+            KinemeshError: The network returned numbers that are not finite.
+        """
+        answers: list[CropPrediction] = []
+        for start in range(0, len(cuts), BATCH_SIZE):
+            stacked = np.stack(cuts[start : start + BATCH_SIZE])
+            pixels = torch.from_numpy(stacked).to(self.device)
+            output = self.network(pixels.permute(0, 3, 1, 2).float() / 255.0)
+            answers += _split(output)
+        return answers
+
+    def _person(
+        self,
+        found: tuple[CropPrediction, Side | None],
+        joints_px: np.ndarray,
+        turn: np.ndarray,
+        box: Box,
+        camera: PhotoCamera,
+    ) -> Person:
+        """Turn an answer to the ray of its crop and move it to where its joints were found."""
+        answer, side = found
+        joints, vertices = answer.joints @ turn.T, answer.vertices @ turn.T
+        shift = place_in_camera(
+            joints, joints_px, camera.focal_px, camera.principal_px, answer.confidence
+        )
+        return Person(
+            vertices=(vertices + shift).astype(np.float32),
+            faces=self._faces[side],
+            joints=(joints + shift).astype(np.float32),
+            joints_px=joints_px.astype(np.float32),
+            joint_confidence=answer.confidence.astype(np.float32),
+            skeleton=self.topology.skeleton.name,
+            box_px=box.xywh,
+            side=side,
+            score=float(answer.confidence.mean()) if box.score is None else box.score,
+            camera=camera,
+        )
+
+
+def load(name: str | Path = "body", device: str = "auto") -> Predictor:
+    """Load a predictor: the shipped "body" or "hand", or a weight file.
+
+    Args:
+        name: Name of a shipped model (see ``kinemesh models``) or path of a .safetensors file.
+        device: "auto", "cpu" or "cuda".
+
+    Raises:
+        InputError: There is no such model, the file is not one of ours, or the device is missing.
+    """
+    # the registry imports every architecture, which a caller with a network of its own never needs
+    from kinemesh.models.registry import load_model  # noqa: PLC0415
+
+    network, topology, metadata = load_model(name)
+    return Predictor(network, topology, metadata, device)
+
+
+def resolve_device(device: str) -> torch.device:
+    """The torch device of a name; "auto" is CUDA if there is one, else the CPU.
+
+    Raises:
+        InputError: The name is unknown or the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"Unknown device {device!r}; give auto, cpu or cuda.") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"The device {device!r} was asked for, but this PyTorch ({torch.__version__}) sees no "
+            "CUDA device. Use cpu, or look with: kinemesh doctor"
+        )
+    return found
+
+
+def as_photo(image: str | Path | np.ndarray | LoadedImage) -> LoadedImage:
+    """Load, check or pass on an image.
+
+    Raises:
+        InputError: It is not an image.
+    """
+    if isinstance(image, LoadedImage):
+        return image
+    return load_image(image) if isinstance(image, (str, Path)) else image_from_array(image)
+
+
+def photo_camera(photo: LoadedImage, focal_px: float | None = None) -> PhotoCamera:
+    """Camera of a photo: centred principal point; focal length given, from EXIF, or a guess.
+
+    The guess is the diagonal of the image, a field of view of 2 atan(1/2) = 53 degrees across it,
+    which is a 43 mm lens on 35-mm film.
+
+    Raises:
+        InputError: ``focal_px`` is not a positive finite number.
+    """
+    width, height = photo.size
+    if focal_px is None:
+        focal_px = photo.focal_px or default_focal_px(photo.size)
+    if not (np.isfinite(focal_px) and focal_px > 0):
+        raise InputError(f"focal_px must be a number of pixels above 0, found {focal_px}.")
+    return PhotoCamera(float(focal_px), (width / 2, height / 2), (width, height))
+
+
+def _perspective(camera: PhotoCamera) -> PerspectiveCamera:
+    principal = torch.tensor(camera.principal_px)
+    return PerspectiveCamera.with_square_pixels(camera.image_size, camera.focal_px, principal)
+
+
+def _split(output: NetworkOutput) -> list[CropPrediction]:
+    fields = [
+        value.double().cpu().numpy()
+        for value in (output.joints, output.vertices, output.joints_2d, output.confidence)
+    ]
+    if not all(np.isfinite(field).all() for field in fields):
+        raise KinemeshError(
+            "The network returned numbers that are not finite. The weight file is damaged or its "
+            "training diverged; check the shipped ones with: kinemesh doctor"
+        )
+    side_logits = getattr(output, "side_logits", None)
+    rightness = fields[3].mean(1) if side_logits is None else side_logits.double().cpu().numpy()
+    return [CropPrediction(*rows) for rows in zip(*fields, rightness, strict=True)]
+
+
+def _choose_side(
+    right: CropPrediction | None, left: CropPrediction | None, side: str | None
+) -> tuple[CropPrediction, Side | None]:
+    if left is None and right is not None:
+        return right, "right" if side is not None else None
+    if left is not None and (right is None or left.rightness > right.rightness):
+        return left, "left"
+    assert right is not None  # each crop was run at least once
+    return right, "right"

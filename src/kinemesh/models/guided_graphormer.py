@@ -1,0 +1,277 @@
+"""Mesh Graphormer guided by 2D heat maps: the small network behind the shipped weights.
+
+Mesh Graphormer (Lin et al., ICCV 2021) gives every query the same pooled image vector. A small
+backbone trained for hours, not days, learns faster when the queries know where to look: here a
+heat-map branch finds the joints in 2D, the image features at those places become the joint
+queries, and each vertex query is a blend of the joint queries near it. The encoder after that is
+the paper's, narrow.
+
+Shapes: B batch, S image side, J joints, N coarse vertices, V full vertices, G grid cells,
+D feature width, h x w heat map.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kinemesh.bodies.topology import Topology, regress
+from kinemesh.losses import soft_argmax
+from kinemesh.models.efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0, normalise
+from kinemesh.models.graphormer import GraphormerEncoder
+
+@dataclass(frozen=True)
+class GuidedGraphormerConfig:
+    """Sizes of a `GuidedGraphormer`.
+
+    Attributes:
+        resolution: Side of the square input crop, pixels; a multiple of 32.
+        neck_dim: Channels of the stride-4 map that the heat maps are read from.
+        query_dim: Width of the joint encoder and of the queries given to the mesh encoder.
+        query_layers: Layers of the joint encoder, which sees joints and grid cells only.
+        hidden_dims: Hidden widths of the three mesh encoder blocks.
+        block_layers: Layers in each block.
+        heads: Attention heads of the joint encoder.
+        mesh_heads: Attention heads of the mesh encoder, whose many tokens make heads dear.
+        neighbours: Joints that a vertex is anchored to.
+    """
+
+    resolution: int = 128
+    neck_dim: int = 64
+    query_dim: int = 128
+    query_layers: int = 3
+    hidden_dims: tuple[int, int, int] = (64, 48, 32)
+    block_layers: int = 2
+    heads: int = 4
+    mesh_heads: int = 2
+    neighbours: int = 3
+
+
+class GuidedOutput(NamedTuple):
+    """What the network sees in a batch of crops. The root frame has camera axes, metres.
+
+    Attributes:
+        joints: (B, J, 3) root frame.
+        coarse: (B, N, 3) coarse vertices, root frame.
+        vertices: (B, V, 3) full mesh, root frame; V is 0 in training mode, which needs the
+            coarse vertices only.
+        joints_2d: (B, J, 2) crop pixels; joints outside the crop lie outside [0, S].
+        confidence: (B, J) in [0, 1]: probability of being inside the crop, times the share of the
+            heat map within two cells of its peak's centre of mass.
+        camera: (B, 3) weak perspective (s, tx, ty): p = s (X_xy + t) in [-1, 1] of the crop.
+        inside_logits: (B, J) logit of the joint being inside the crop.
+        side_logits: (B,) logit of the crop showing a right hand; meaningless for bodies.
+        heat_map_logits: (B, J, h, w).
+    """
+
+    joints: Tensor
+    coarse: Tensor
+    vertices: Tensor
+    joints_2d: Tensor
+    confidence: Tensor
+    camera: Tensor
+    inside_logits: Tensor
+    side_logits: Tensor
+    heat_map_logits: Tensor
+
+
+class FeaturePyramid(nn.Module):
+    """Top-down sum of the backbone's maps at the finest stride (Lin et al., CVPR 2017)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, dim, 1) for channels in FEATURE_CHANNELS)
+        self.smooth = nn.Sequential(
+            nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False),
+            nn.Conv2d(dim, dim, 1, bias=False),
+            nn.BatchNorm2d(dim),
+            nn.ReLU(),
+        )
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """Sum maps at strides 4 to 32 into one (B, D, S/4, S/4) map."""
+        total = self.lateral[-1](maps[-1])
+        for lateral, finer in zip(list(self.lateral)[-2::-1], maps[-2::-1], strict=True):
+            total = lateral(finer) + F.interpolate(total, size=finer.shape[-2:], mode="nearest")
+        smoothed: Tensor = self.smooth(total)
+        return total + smoothed
+
+
+class GuidedGraphormer(nn.Module):
+    """Crop in, joints and mesh out; see the module's docstring."""
+
+    template_J3: Tensor
+    template_N3: Tensor
+    anchor_NJ: Tensor
+    up_index: Tensor
+    up_weight: Tensor
+    length_scale: Tensor
+
+    def __init__(self, config: GuidedGraphormerConfig, topology: Topology) -> None:
+        """Build for the joints and the coarsest level of ``topology``."""
+        super().__init__()
+        self.config = config
+        self.root_joints = topology.skeleton.root_indices()
+        joints, level = topology.template_joints, topology.coarse
+        self._register_topology(topology)
+        J, D = len(joints), config.query_dim
+        cells = (config.resolution // 32) ** 2
+        self.backbone = EfficientNetLite0()
+        self.neck = FeaturePyramid(config.neck_dim)
+        self.heat_maps = nn.Conv2d(config.neck_dim, J, 1)
+        self.joint_feature = nn.Linear(config.neck_dim + 3, D)
+        self.grid_feature = nn.Linear(FEATURE_CHANNELS[-1], D)
+        self.global_feature = nn.Linear(FEATURE_CHANNELS[-1], D)
+        self.positions = nn.Parameter(torch.randn(J + cells, D) * 0.02)
+        self.joint_encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(
+                D, config.heads, 2 * D, 0.0, "gelu", batch_first=True, norm_first=True
+            ),
+            config.query_layers,
+            norm=nn.LayerNorm(D),
+            enable_nested_tensor=False,
+        )
+        self.joint_head = nn.Linear(D, 6)
+        self.camera_head = nn.Linear(D, 3)
+        self.side_head = nn.Linear(FEATURE_CHANNELS[-1], 1)
+        self.mesh_encoder = GraphormerEncoder(
+            in_dim=D + 3,
+            hidden_dims=config.hidden_dims,
+            feed_forward_dims=tuple(2 * width for width in config.hidden_dims),
+            out_dims=(config.hidden_dims[1], config.hidden_dims[2], 3),
+            layers=config.block_layers,
+            heads=config.mesh_heads,
+            dropout=0.0,
+            positions=J + len(level.vertex_index) + cells,
+            graph_blocks=(False, False, True),
+            graph_slice=slice(J, J + len(level.vertex_index)),
+            adjacency=level.adjacency(),
+        )
+        self._initialise()
+
+    def _register_topology(self, topology: Topology) -> None:
+        joints, level = topology.template_joints, topology.coarse
+        vertices = topology.template[level.vertex_index]
+        scale = joints.norm(dim=-1).max()
+
+        def constant(name: str, value: Tensor) -> None:
+            self.register_buffer(name, value, persistent=False)
+
+        constant("length_scale", scale)
+        constant("template_J3", joints / scale)
+        constant("template_N3", vertices / scale)
+        constant("anchor_NJ", joint_blend(vertices, joints, self.config.neighbours))
+        constant("up_index", level.up_index)
+        constant("up_weight", level.up_weight)
+
+    def _initialise(self) -> None:
+        """Start from the mean: no offsets, a camera that fits the template into the crop."""
+        for head in (self.joint_head, self.camera_head, self.side_head):
+            nn.init.normal_(head.weight, std=0.002)
+            nn.init.zeros_(head.bias)
+
+    def forward(self, image: Tensor) -> GuidedOutput:
+        """Recover joints and mesh.
+
+        Args:
+            image: (B, 3, S, S) RGB in [0, 1].
+        """
+        S = image.shape[-1]
+        maps = self.backbone.features(normalise(image))
+        neck = self.neck(maps)
+        heat_logits = self.heat_maps(neck).float()
+        heat_uv = soft_argmax(heat_logits)
+        joint_BJD, grid_BGD, pooled = self._queries(maps[-1], neck, heat_uv, heat_logits)
+        camera = self._camera(pooled)
+        uv, depth_offset, inside_logits = self._read_joints(joint_BJD, heat_uv)
+        joints = self._lift(uv, depth_offset, camera)
+        joints, coarse = self._mesh(joints, joint_BJD, grid_BGD)
+        full = slice(0, 0) if self.training else slice(None)
+        vertices = regress(coarse, self.up_index[full], self.up_weight[full])
+        sharpness = peak_share(heat_logits, heat_uv)
+        return GuidedOutput(
+            joints=joints,
+            coarse=coarse,
+            vertices=vertices,
+            joints_2d=(uv + 1) * (S / 2),
+            confidence=inside_logits.sigmoid() * sharpness,
+            camera=camera,
+            inside_logits=inside_logits,
+            side_logits=self.side_head(maps[-1].mean((2, 3)))[:, 0].float(),
+            heat_map_logits=heat_logits,
+        )
+
+    def _queries(
+        self, top: Tensor, neck: Tensor, heat_uv: Tensor, heat_logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode joints and grid cells: (B, J, D), (B, G, D) and the pooled vector (B, D)."""
+        J = heat_uv.shape[1]
+        sampled = F.grid_sample(neck, heat_uv[:, :, None].to(neck.dtype), align_corners=False)
+        peak = heat_logits.flatten(2).softmax(-1).amax(-1, keepdim=True)
+        place = torch.cat([heat_uv, peak], -1).to(neck.dtype)
+        joint = self.joint_feature(torch.cat([sampled[..., 0].transpose(1, 2), place], -1))
+        pooled = self.global_feature(top.mean((2, 3)))
+        grid = self.grid_feature(top.flatten(2).transpose(1, 2))
+        tokens = torch.cat([joint + pooled[:, None], grid], 1) + self.positions
+        tokens = self.joint_encoder(tokens)
+        return tokens[:, :J], tokens[:, J:], pooled + tokens.mean(1)
+
+    def _camera(self, pooled: Tensor) -> Tensor:
+        """Weak-perspective camera, whose scale is positive and starts near one body per crop."""
+        raw = self.camera_head(pooled).float()
+        scale = raw[:, :1].clamp(-3, 3).exp() / self.length_scale
+        return torch.cat([scale, raw[:, 1:]], 1)
+
+    def _read_joints(self, joint: Tensor, heat_uv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Correct the heat maps' places (needed outside the crop) and read what a map cannot say.
+
+        Returns:
+            Places in [-1, 1] (B, J, 2), offsets to the lifted joints (B, J, 3) in template units,
+            and logits of being inside the crop (B, J).
+        """
+        read = self.joint_head(joint).float()
+        return heat_uv + read[..., :2], read[..., 2:5], read[..., 5]
+
+    def _lift(self, uv: Tensor, offset: Tensor, camera: Tensor) -> Tensor:
+        """Un-project places with the camera's scale, relative to the root, and add the offsets."""
+        flat = (uv - self._root(uv)) / camera[:, None, :1]
+        return F.pad(flat, (0, 1)) + offset * self.length_scale
+
+    def _mesh(self, joints: Tensor, joint: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        """Run the Graphormer encoder on joints, vertices and grid; refine all of them."""
+        B, J, _ = joints.shape
+        features = torch.cat([joint, self.anchor_NJ.to(joint.dtype) @ joint, grid], 1)
+        anchors = torch.cat([joints, self.anchor_NJ @ joints], 1)
+        template = torch.cat([self.template_J3, self.template_N3]).expand(B, -1, -1)
+        places = F.pad(template, (0, 0, 0, grid.shape[1])).to(features.dtype)
+        offsets = self.mesh_encoder(torch.cat([places, features], -1))[:, : anchors.shape[1]]
+        refined = anchors + offsets.float() * self.length_scale
+        refined = refined - self._root(refined)
+        return refined[:, :J], refined[:, J:]
+
+    def _root(self, points: Tensor) -> Tensor:
+        return points[:, list(self.root_joints)].mean(1, keepdim=True)
+
+
+def joint_blend(vertices_N3: Tensor, joints_J3: Tensor, neighbours: int) -> Tensor:
+    """Weights (N, J) that blend the nearest joints of each vertex, by inverse square distance."""
+    distance = torch.cdist(vertices_N3, joints_J3)
+    nearest = distance.topk(neighbours, largest=False)
+    soften = 0.05 * joints_J3.norm(dim=-1).max()
+    weight = (nearest.values + soften) ** -2
+    blend = torch.zeros_like(distance).scatter(1, nearest.indices, weight)
+    return blend / blend.sum(1, keepdim=True)
+
+
+def peak_share(logits_BJhw: Tensor, uv_BJ2: Tensor, radius_cells: float = 2.0) -> Tensor:
+    """Share (B, J) of each heat map's mass within ``radius_cells`` of its centre of mass."""
+    h, w = logits_BJhw.shape[-2:]
+    rows = torch.arange(h, device=uv_BJ2.device, dtype=uv_BJ2.dtype) + 0.5
+    columns = torch.arange(w, device=uv_BJ2.device, dtype=uv_BJ2.dtype) + 0.5
+    dx = columns - (uv_BJ2[..., :1] + 1) * (w / 2)
+    dy = rows - (uv_BJ2[..., 1:] + 1) * (h / 2)
+    near = dy.square()[..., :, None] + dx.square()[..., None, :] <= radius_cells**2
+    mass = logits_BJhw.flatten(2).softmax(-1).view_as(logits_BJhw)
+    return (mass * near).sum((2, 3))

@@ -1,0 +1,49 @@
+"""Learning rate over a run, as pure functions of the position, so that resuming needs no state."""
+
+import math
+
+from kinemesh.training.config import ScheduleConfig
+
+
+def run_fraction(
+    step: int, steps: int, seconds: float = 0.0, time_limit_minutes: float | None = None
+) -> float:
+    """How much of the run is over, in [0, 1].
+
+    Args:
+        step: Updates done.
+        steps: Updates of the whole run.
+        seconds: Time spent in training, over all resumed parts.
+        time_limit_minutes: Budget; when set, the larger of the two fractions counts.
+    """
+    fraction = step / steps
+    if time_limit_minutes is not None:
+        fraction = max(fraction, seconds / (60.0 * time_limit_minutes))
+    return min(fraction, 1.0)
+
+
+def lr_factor(schedule: ScheduleConfig, step: int, steps: int, fraction: float) -> float:
+    """Factor on the peak learning rate for the update that follows ``step`` updates.
+
+    Args:
+        schedule: Shape and its numbers.
+        step: Updates done, 0 at the start.
+        steps: Updates of the whole run.
+        fraction: ``run_fraction`` at this step.
+    """
+    warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
+    if schedule.kind == "cosine":
+        return warmup * _cosine(schedule, steps, fraction)
+    if schedule.kind == "step":
+        drops = sum((fraction if at < 1 else step) >= at for at in schedule.step_at)
+        return warmup * schedule.factor**drops
+    return warmup
+
+
+def _cosine(schedule: ScheduleConfig, steps: int, fraction: float) -> float:
+    """Half a cosine from the end of warm-up to the end (Loshchilov and Hutter 2017, eq. 5)."""
+    start = min(schedule.warmup_steps / steps, 1.0)
+    progress = (fraction - start) / (1.0 - start) if start < 1.0 else 0.0
+    progress = min(max(progress, 0.0), 1.0)
+    final = schedule.final_lr_ratio
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))

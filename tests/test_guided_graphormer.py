@@ -1,0 +1,98 @@
+"""The network behind the shipped weights: shapes, gradients, frames and its slow twins."""
+
+import pytest
+import torch
+
+from kinemesh.bodies import load_topology
+from kinemesh.models.guided_graphormer import (
+    GuidedGraphormer,
+    GuidedGraphormerConfig,
+    joint_blend,
+    peak_share,
+)
+from tests.tolerances import TOL
+
+TINY = GuidedGraphormerConfig(
+    resolution=64,
+    neck_dim=16,
+    query_dim=32,
+    query_layers=1,
+    hidden_dims=(16, 16, 8),
+    block_layers=1,
+)
+
+
+@pytest.fixture(scope="module", params=["anny-hand", "anny-body"])
+def network(request) -> GuidedGraphormer:
+    torch.manual_seed(0)
+    return GuidedGraphormer(TINY, load_topology(request.param))
+
+
+def test_shapes_in_evaluation(network):
+    topology = load_topology("anny-hand" if len(network.template_J3) == 21 else "anny-body")
+    network.eval()
+    with torch.inference_mode():
+        output = network(torch.rand(2, 3, 64, 64))
+    J, N, V = len(topology.skeleton), len(topology.coarse), len(topology.template)
+    assert output.joints.shape == (2, J, 3)
+    assert output.coarse.shape == (2, N, 3)
+    assert output.vertices.shape == (2, V, 3)
+    assert output.joints_2d.shape == (2, J, 2)
+    assert output.camera.shape == (2, 3)
+    assert output.side_logits.shape == (2,)
+    assert ((output.confidence >= 0) & (output.confidence <= 1)).all()
+    assert torch.allclose(output.vertices, topology.coarse.upsample(output.coarse), atol=1e-6)
+
+
+def test_outputs_are_in_the_root_frame(network):
+    network.eval()
+    with torch.inference_mode():
+        joints = network(torch.rand(2, 3, 64, 64)).joints
+    root = joints[:, list(network.root_joints)].mean(1)
+    assert torch.allclose(root, torch.zeros_like(root), atol=1e-6)
+
+
+def test_gradient_reaches_every_parameter(network):
+    network.train()
+    output = network(torch.rand(2, 3, 64, 64))
+    parts = (output.joints, output.coarse, output.joints_2d, output.camera, output.heat_map_logits)
+    loss = sum(part.square().mean() for part in parts)
+    loss = loss + output.inside_logits.mean() + output.side_logits.mean()
+    network.zero_grad()
+    loss.backward()
+    without = [name for name, p in network.named_parameters() if p.grad is None]
+    assert without == []
+    assert output.vertices.shape[1] == 0
+
+
+def test_an_image_does_not_depend_on_its_batch(network):
+    network.eval()
+    images = torch.rand(3, 3, 64, 64)
+    with torch.inference_mode():
+        together, alone = network(images).joints[1:2], network(images[1:2]).joints
+    assert torch.allclose(together, alone, **TOL[torch.float32])
+
+
+def test_joint_blend_prefers_the_nearest_joint():
+    joints = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [5, 5, 5]])
+    blend = joint_blend(torch.tensor([[0.9, 0.0, 0.0]]), joints, neighbours=3)
+    assert blend.argmax().item() == 1
+    assert blend[0, 3] == 0
+    assert blend.sum().item() == pytest.approx(1)
+
+
+def test_peak_share_equals_a_loop():
+    torch.manual_seed(0)
+    logits, uv = torch.randn(2, 3, 8, 10), torch.rand(2, 3, 2) * 2 - 1
+    share = peak_share(logits, uv)
+    mass = logits.flatten(2).softmax(-1).view_as(logits)
+    for b in range(2):
+        for j in range(3):
+            x, y = (uv[b, j, 0] + 1) * 5, (uv[b, j, 1] + 1) * 4
+            total = sum(
+                float(mass[b, j, r, c])
+                for r in range(8)
+                for c in range(10)
+                if (r + 0.5 - y) ** 2 + (c + 0.5 - x) ** 2 <= 4
+            )
+            assert share[b, j].item() == pytest.approx(total, abs=1e-5)

@@ -1,0 +1,84 @@
+"""Weight files: what is written is read back, and what is not ours is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from kinemesh.bodies import load_topology
+from kinemesh.errors import InputError
+from kinemesh.models import registry
+from kinemesh.models.guided_graphormer import GuidedGraphormer
+from tests.test_guided_graphormer import TINY
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    torch.manual_seed(0)
+    topology = load_topology("anny-hand")
+    network = GuidedGraphormer(TINY, topology).eval()
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    metadata = {
+        "architecture": "guided-graphormer",
+        "config": registry.config_dict(TINY),
+        "task": "hand",
+        "resolution": 64,
+    }
+    registry.save_model(path, network, topology, metadata, card={"name": "tiny"})
+    return path, network
+
+
+def test_round_trip_changes_outputs_by_half_precision_only(saved):
+    path, network = saved
+    loaded, topology, record = registry.load_model(path)
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        difference = (loaded(image).joints - network(image).joints).abs().max()
+    assert difference < 2e-3  # metres; weights are stored in float16
+    assert record["task"] == "hand"
+    assert topology.name == "anny-hand"
+
+
+def test_card_carries_the_checksum(saved):
+    path, _ = saved
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["sha256"] == registry.sha256(path)
+
+
+def test_unknown_name_lists_what_there_is():
+    with pytest.raises(InputError, match="body"):
+        registry.load_model("no-such-model")
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    text = tmp_path / "a.safetensors"
+    text.write_text("not a tensor file")
+    with pytest.raises(InputError, match="safetensors"):
+        registry.load_model(text)
+    foreign = tmp_path / "b.safetensors"
+    save_file({"x": torch.zeros(1)}, foreign)
+    with pytest.raises(InputError, match="kinemesh record"):
+        registry.load_model(foreign)
+
+
+def test_missing_tensors_are_named(saved, tmp_path):
+    path, _ = saved
+    tensors, record = registry._read(path)
+    del tensors["model.heat_maps.weight"]
+    broken = tmp_path / "broken.safetensors"
+    save_file(tensors, broken, {"kinemesh": json.dumps(record)})
+    with pytest.raises(InputError, match=r"heat_maps\.weight"):
+        registry.load_model(broken)
+
+
+@pytest.mark.parametrize("name", ["body", "hand"])
+def test_shipped_models_load_and_match_their_cards(name):
+    network, _, record = registry.load_model(name)
+    path = registry.weight_path(name)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["sha256"] == registry.sha256(path)
+    assert card["license"]
+    assert record["task"] == name
+    assert path.stat().st_size < 16e6
+    assert not network.training
