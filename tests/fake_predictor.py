@@ -1,4 +1,4 @@
-"""A small topology and a network with known answers, so that prediction is tested without weights."""
+"""A small topology and a network with known answers: prediction is tested without weights."""
 
 from typing import NamedTuple
 

@@ -40,7 +40,7 @@ class TestPlacement:
 
     def test_weight_zero_ignores_a_joint(self, rng: np.random.Generator) -> None:
         joints = rng.normal(size=(10, 3)) * 0.1
-        world = joints + [0.1, 0.2, 2.0]
+        world = joints + np.array([0.1, 0.2, 2.0])
         pixels = 500 * world[:, :2] / world[:, 2:]
         pixels[0] = 1e4
         weights = np.ones(10)
@@ -130,8 +130,9 @@ class TestPredictor:
         (right,) = fake_predictor().predict(photo, [[100, 70, 100, 100]], side="right")
         (left,) = fake_predictor().predict(photo[:, ::-1], [[200, 70, 100, 100]], side="left")
         flip = np.array([-1, 1, 1])
-        np.testing.assert_allclose(left.vertices, right.vertices * flip, atol=1e-4)
-        np.testing.assert_allclose(left.joints_px[:, 0], 400 - right.joints_px[:, 0], atol=1e-3)
+        # OpenCV's warp rounds positions to 1/32 pixel, which has a direction
+        np.testing.assert_allclose(left.vertices, right.vertices * flip, atol=1e-3)
+        np.testing.assert_allclose(left.joints_px[:, 0], 400 - right.joints_px[:, 0], atol=0.1)
         np.testing.assert_array_equal(left.faces, right.faces[:, [0, 2, 1]])
         assert (left.side, right.side) == ("left", "right")
 

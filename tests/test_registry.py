@@ -1,6 +1,7 @@
 """Weight files: what is written is read back, and what is not ours is refused."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ def saved(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     metadata = {
         "architecture": "guided-graphormer",
-        "config": registry.config_dict(TINY),
+        "config": asdict(TINY),
         "task": "hand",
         "resolution": 64,
     }

@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kinemesh.formats import save
+    from kinemesh.formats.saving import save
     from kinemesh.inference.images import load_image
     from kinemesh.inference.person import Person
     from kinemesh.inference.predictor import Predictor, load
@@ -23,12 +23,12 @@ _HOMES = {
     "Predictor": "kinemesh.inference.predictor",
     "load": "kinemesh.inference.predictor",
     "load_image": "kinemesh.inference.images",
-    "save": "kinemesh.formats",
+    "save": "kinemesh.formats.saving",
 }
 """Where the public names live; each is imported when it is first asked for."""
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'kinemesh' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -15,7 +15,7 @@ import tyro
 
 import kinemesh
 from kinemesh.errors import InputError, KinemeshError
-from kinemesh.formats import ALL_FORMATS, SaveFormat
+from kinemesh.formats import ALL_FORMATS, SaveFormat, check_folder
 
 if TYPE_CHECKING:
     from kinemesh.inference.run import RunReport
@@ -80,6 +80,7 @@ def predict(
     device: Literal["auto", "cpu", "cuda"] = "auto",
     save: tuple[SaveFormat, ...] = ALL_FORMATS,
     overlay: Literal["png", "jpg"] = "png",
+    skeleton: bool = False,
 ) -> int:
     """Find people or hands in photos.
 
@@ -94,6 +95,7 @@ def predict(
         device: Where the network runs.
         save: Files to write for each image.
         overlay: File type of the overlay picture.
+        skeleton: Draw the joints found in the image on the overlay.
     """
     from kinemesh.inference.boxes import read_boxes
     from kinemesh.inference.images import find_images, load_image
@@ -101,6 +103,7 @@ def predict(
 
     paths = find_images(images)
     table = None if boxes is None else read_boxes(boxes)
+    check_folder(out)
     _keep_boxes_file(boxes, out, output_stems(paths), save)
     predictor = kinemesh.load(model or task, device)
 
@@ -109,7 +112,13 @@ def predict(
         wanted = None if table is None else table.for_image(path)
         people = predictor.predict(photo, wanted, side, focal_px)
         return kinemesh.save(
-            people, photo, out, stem=stem, formats=save, overlay_suffix=_SUFFIXES[overlay]
+            people,
+            photo,
+            out,
+            stem=stem,
+            formats=save,
+            overlay_suffix=_SUFFIXES[overlay],
+            skeleton=skeleton,
         )
 
     report = run_images(paths, process, _console(stderr=True))
@@ -143,9 +152,14 @@ def train(arguments: Sequence[str]) -> int:
         args=overrides,
         default=default,
     )
+    from kinemesh.training import Interrupted
     from kinemesh.training import train as run_recipe
 
-    run_recipe(recipe)
+    try:
+        run_recipe(recipe)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return 130
     return 0
 
 
@@ -233,7 +247,9 @@ def doctor() -> int:
     from kinemesh.doctor import examine, is_healthy
 
     checks = examine()
-    table = Table("", "what", "found", "command that mends it", title="kinemesh doctor")
+    table = Table(title="kinemesh doctor")
+    for heading in ("", "what", "found", "command that mends it"):
+        table.add_column(heading, overflow="fold")
     styles = {"ok": "green", "missing": "yellow", "broken": "red"}
     for check in checks:
         status = f"[{styles[check.status]}]{check.status}[/]"
@@ -379,11 +395,17 @@ def _card_cell(card: dict[str, Any], key: str) -> str:
     if isinstance(value, dict):
         return "\n".join(f"{name}: {item}" for name, item in value.items())
     if isinstance(value, list):
-        return "\n".join(str(item) for item in value)
+        return "\n".join(_score(item) for item in value)
     return f"{value:,}" if key == "parameters" and isinstance(value, int) else str(value)
 
 
-def _write_picture(path: Path, pixels: Any) -> None:  # noqa: ANN401 - numpy is imported by need
+def _score(report: Any) -> str:
+    if isinstance(report, dict) and {"metric", "value", "unit"} <= report.keys():
+        return f"{report['metric']} {report['value']:.1f} {report['unit']}"
+    return str(report)
+
+
+def _write_picture(path: Path, pixels: Any) -> None:
     import cv2
 
     from kinemesh.files import write_bytes
@@ -393,7 +415,7 @@ def _write_picture(path: Path, pixels: Any) -> None:  # noqa: ANN401 - numpy is 
     write_bytes(path, encoded.tobytes())
 
 
-def _console(*, stderr: bool = False) -> Any:  # noqa: ANN401 - rich is imported by need
+def _console(*, stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr)

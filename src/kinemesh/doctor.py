@@ -92,7 +92,8 @@ def _package(package: str, extra: str | None) -> Check:
 def _weights(folder: Path) -> Iterator[Check]:
     cards = sorted(folder.glob("*.json"))
     if not cards:
-        yield Check("weights", str(folder), "missing", "no model is shipped here", _reinstall())
+        detail = f"no model in {folder}"
+        yield Check("weights", "shipped models", "missing", detail, _reinstall())
     for card in cards:
         yield _weight_file(card)
 

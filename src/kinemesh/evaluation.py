@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kinemesh.bodies.topology import Topology
+from kinemesh.bodies.topology import Kind, Topology
 from kinemesh.data.records import collate
 from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.errors import InputError
@@ -17,7 +17,7 @@ from kinemesh.metrics import MetricReport, keypoint_error_px, mesh_reports
 from kinemesh.models.registry import load_model
 
 Batch = Mapping[str, Tensor]
-DATASETS = {"synthetic-hand": "hand", "synthetic-body": "body"}
+DATASETS: dict[str, Kind] = {"synthetic-hand": "hand", "synthetic-body": "body"}
 """Data sets that `evaluate` knows, and the task that each belongs to."""
 
 

@@ -88,7 +88,7 @@ class AnnySource:
     def vertices_of(self, *labels: str) -> Tensor:
         """(V,) bool, the vertices of those faces."""
         mask = torch.zeros(len(self.model.template_vertices), dtype=torch.bool)
-        mask[self.faces[self.faces_of(*labels)].unique()] = True
+        mask[self.faces[self.faces_of(*labels)]] = True
         return mask
 
     def nail_mask(self) -> Tensor:

@@ -48,8 +48,9 @@ def rotation_matrices(rotvec: Tensor) -> Tensor:
     """
     x, y, z = rotvec.unbind(-1)
     zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    return torch.linalg.matrix_exp(cross)
+    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1)
+    rotation: Tensor = torch.linalg.matrix_exp(cross.reshape(*x.shape, 3, 3))
+    return rotation
 
 
 def random_body_poses(rig: Rig, count: int, rng: np.random.Generator) -> Tensor:

@@ -142,11 +142,9 @@ def fit_upsampling(
 ) -> Tensor:
     """Weights that rebuild all vertices from their nearest coarse ones, least squares.
 
-    For each vertex: minimise the squared error over the samples plus ``noise_m**2`` times the
-    squared weights times the number of equations, subject to weights that sum to one. The second
-    term is what the error would grow by if the coarse vertices carried that much noise, so it keeps
-    weights small that a network's imperfect output would be multiplied with. Coarse vertices are
-    kept as they are.
+    Minimises the squared error as it would be if every coarse coordinate carried independent noise,
+    subject to weights that sum to one: large weights would amplify a network's imperfect output.
+    Coarse vertices are kept as they are.
 
     Args:
         samples_SV3: (S, V, 3) posed meshes, metres.
@@ -158,23 +156,21 @@ def fit_upsampling(
     Returns:
         (V, K) float32.
     """
-    neighbours = up_index_VK.shape[1]
-    weights = [
-        _solve_weights(samples_SV3[:, coarse_C[index]], samples_SV3[:, rows], noise_m)
-        for index, rows in zip(
-            up_index_VK.split(chunk), torch.arange(len(up_index_VK)).split(chunk), strict=True
-        )
-    ]
-    weight_VK = torch.cat(weights)
-    own = torch.full((len(weight_VK),), -1)
+    own = torch.full((len(up_index_VK),), -1)
     own[coarse_C] = torch.arange(len(coarse_C))
     is_own_VK = up_index_VK == own[:, None]
-    exact_VK = is_own_VK.to(weight_VK.dtype)
     if int(is_own_VK.sum()) != len(coarse_C):
         raise InputError(
-            f"up_index_VK: expected each coarse vertex among its own {neighbours} neighbours; "
+            "up_index_VK: expected each coarse vertex among its own neighbours; "
             "compute the neighbours from the same mesh"
         )
+    weights = []
+    for start in range(0, len(up_index_VK), chunk):
+        rows = slice(start, start + chunk)
+        near_SNK3 = samples_SV3[:, coarse_C[up_index_VK[rows]]]
+        weights.append(_solve_weights(near_SNK3, samples_SV3[:, rows], noise_m))
+    weight_VK = torch.cat(weights)
+    exact_VK = is_own_VK.to(weight_VK.dtype)
     return torch.where(is_own_VK.any(1, keepdim=True), exact_VK, weight_VK).float()
 
 
@@ -193,7 +189,8 @@ def _solve_weights(near_SNK3: Tensor, target_SN3: Tensor, noise_m: float) -> Ten
     right = torch.zeros(count, size + 1, dtype=torch.float64)
     right[:, :size] = torch.einsum("snkd,snd->nk", near_SNK3, target_SN3)
     right[:, size] = system[:, size, 0]
-    return torch.linalg.solve(system, right)[:, :size]
+    solution: Tensor = torch.linalg.solve(system, right)
+    return solution[:, :size]
 
 
 def coarsen(
@@ -204,6 +201,7 @@ def coarsen(
     *,
     skin_faces_F: Tensor | None = None,
     neighbours: int = NEIGHBOURS,
+    noise_m: float = COARSE_NOISE_M,
 ) -> tuple[CoarseLevel, ...]:
     """Build nested coarse levels of a mesh.
 
@@ -216,6 +214,7 @@ def coarsen(
         skin_faces_F: (F,) bool, the faces from whose vertices coarse ones are chosen; all by
             default. Other vertices are rebuilt from the nearest coarse ones.
         neighbours: K of the up-sampling.
+        noise_m: Noise of the coarse vertices that the fit allows for, metres.
 
     Raises:
         InputError: ``counts`` do not fall, or exceed the vertices of the connected skin.
@@ -231,19 +230,35 @@ def coarsen(
     on_skin = np.unique(skin)
     start = int(on_skin[vertices[on_skin, 1].argmin()])
     chosen = farthest_points(skin_graph, counts[0], start)
-    levels = []
-    for count in counts:
-        coarse = chosen[:count]
-        edges, triangles = dual_mesh(skin_graph.nearest(coarse), skin)
-        coarse_C = torch.from_numpy(coarse)
-        up_index = torch.from_numpy(nearest_coarse(whole, vertices, coarse, neighbours))
-        weight = fit_upsampling(samples_SV3, coarse_C, up_index)
-        levels.append(
-            CoarseLevel(
-                coarse_C, torch.from_numpy(edges), torch.from_numpy(triangles), up_index, weight
-            )
+    return tuple(
+        _fit_level(
+            chosen[:count], vertices, skin, whole, skin_graph, samples_SV3, neighbours, noise_m
         )
-    return tuple(levels)
+        for count in counts
+    )
+
+
+def _fit_level(
+    coarse: Indices,
+    vertices: Array,
+    skin: Indices,
+    whole: EdgeGraph,
+    skin_graph: EdgeGraph,
+    samples_SV3: Tensor,
+    neighbours: int,
+    noise_m: float,
+) -> CoarseLevel:
+    """Dual mesh and up-sampling of chosen vertices."""
+    edges, triangles = dual_mesh(skin_graph.nearest(coarse), skin)
+    coarse_C = torch.from_numpy(coarse)
+    up_index = torch.from_numpy(nearest_coarse(whole, vertices, coarse, neighbours))
+    return CoarseLevel(
+        vertex_index=coarse_C,
+        edges=torch.from_numpy(edges),
+        faces=torch.from_numpy(triangles),
+        up_index=up_index,
+        up_weight=fit_upsampling(samples_SV3, coarse_C, up_index, noise_m=noise_m),
+    )
 
 
 def upsampling_error(level: CoarseLevel, samples_SV3: Tensor) -> dict[str, float]:

@@ -57,7 +57,8 @@ def limb_coordinate(
         first = along_upper.clamp(max=upper.item())
         length = torch.where(along_lower > 0, upper + along_lower, first)
         sides.append(length / (upper + lower))
-    return torch.where(template[:, 0] > 0, *sides)
+    left, right = sides
+    return torch.where(template[:, 0] > 0, left, right)
 
 
 def palm_mask(template: Tensor, faces: Tensor, normal: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ S bodies in the shape bank, P phenotypes, T vertices averaged per finger tip.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -137,9 +137,11 @@ class Rig:
         rest = self.rest(shape_BK)
         turned_BN33, heads_BN3 = self._kinematics(rotations_BN33, rest.bones)
         offset_BN31 = heads_BN3[..., None] - turned_BN33 @ rest.bones[..., None]
-        transform_BNL = torch.cat([turned_BN33, offset_BN31], -1).flatten(2)
-        transform_BV34 = (self.skin_matrix @ transform_BNL).unflatten(2, (3, 4))
-        linear, translation = transform_BV34[..., :3], transform_BV34[..., 3]
+        transform_BN34 = torch.cat([turned_BN33, offset_BN31], -1)
+        # All bodies share the weights, so one wide product replaces B narrow ones.
+        blended = self.skin_matrix @ transform_BN34.transpose(0, 1).flatten(1)
+        blended_BV34 = blended.reshape(len(blended), -1, 3, 4).transpose(0, 1)
+        linear, translation = blended_BV34[..., :3], blended_BV34[..., 3]
         vertices = (linear @ rest.vertices[..., None])[..., 0] + translation
         return Posed(vertices, heads_BN3)
 
@@ -162,7 +164,9 @@ class Rig:
 
     def to(self, device: torch.device | str) -> "Rig":
         """Copy with all tensors on ``device``."""
-        moved = {k: v.to(device) for k, v in _values(self).items() if isinstance(v, Tensor)}
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device) for name in (*_INDICES, *_HALVES, *_FLOATS)
+        }
         masks = {name: mask.to(device) for name, mask in self.masks.items()}
         return replace(self, **moved, masks=masks)
 
@@ -192,11 +196,11 @@ class Rig:
                 f"rig: entries {sorted(missing)} are missing; the file is truncated or was not "
                 "written by this library"
             )
-        index = {name: tensors[name].long() for name in _INDICES}
-        value = {name: tensors[name].float() for name in (*_HALVES, *_FLOATS)}
+        index: dict[str, Any] = {name: tensors[name].long() for name in _INDICES}
+        value: dict[str, Any] = {name: tensors[name].float() for name in (*_HALVES, *_FLOATS)}
         value["skin_weight"] = value["skin_weight"] / value["skin_weight"].sum(1, keepdim=True)
         masks = dict(zip(metadata["masks"], tensors["masks"].float(), strict=True))
-        plain = {
+        plain: dict[str, Any] = {
             name: tuple(entry) if isinstance(entry := metadata[name], list | tuple) else entry
             for name in _METADATA
         }
@@ -228,7 +232,3 @@ _METADATA = ("name", "skeleton", "bones", "parents", "phenotype_names", "joint_b
 _INDICES = ("faces", "skin_index", "topology_index", "regressor_index", "tip_index")
 _HALVES = ("shape_basis", "bone_basis", "skin_weight", "shape_bank", "bank_phenotypes")
 _FLOATS = ("template", "bone_template", "regressor_weight")
-
-
-def _values(rig: Rig) -> dict[str, Any]:
-    return {field.name: getattr(rig, field.name) for field in fields(rig)}

@@ -20,9 +20,9 @@ def encode_obj(people: Sequence[Person]) -> bytes:
         vertices = to_y_up(person.vertices)
         faces = np.repeat(person.faces + first, 2, axis=1)
         stream.write(f"o {person_name(index, person)}\n")
-        np.savetxt(stream, vertices, fmt="v %.5f %.5f %.5f")
-        np.savetxt(stream, vertex_normals(vertices, person.faces), fmt="vn %.4f %.4f %.4f")
-        np.savetxt(stream, faces, fmt="f %d//%d %d//%d %d//%d")
+        stream.write(_lines("v %.5f %.5f %.5f\n", vertices))
+        stream.write(_lines("vn %.4f %.4f %.4f\n", vertex_normals(vertices, person.faces)))
+        stream.write(_lines("f %d//%d %d//%d %d//%d\n", faces))
         first += len(vertices)
     return stream.getvalue().encode()
 
@@ -34,3 +34,7 @@ def write_obj(path: str | Path, people: Sequence[Person]) -> None:
         OSError: The file cannot be written.
     """
     write_bytes(path, encode_obj(people))
+
+
+def _lines(pattern: str, rows: np.ndarray) -> str:
+    return "".join(pattern % tuple(row) for row in rows.tolist())

@@ -14,7 +14,9 @@ SMALLEST_SIDE = 512
 LARGEST_SIDE = 2048
 
 
-def encode_overlay(pixels: np.ndarray, people: Sequence[Person], suffix: str = ".png") -> bytes:
+def encode_overlay(
+    pixels: np.ndarray, people: Sequence[Person], suffix: str = ".png", *, skeleton: bool = False
+) -> bytes:
     """`draw_overlay` as the bytes of a PNG or JPEG file.
 
     Raises:
@@ -22,7 +24,7 @@ def encode_overlay(pixels: np.ndarray, people: Sequence[Person], suffix: str = "
     """
     if suffix not in (".png", ".jpg"):
         raise InputError(f"The overlay is written as '.png' or '.jpg', not as {suffix!r}.")
-    picture = draw_overlay(pixels, people)
+    picture = draw_overlay(pixels, people, skeleton=skeleton)
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
     _, encoded = cv2.imencode(suffix, picture[:, :, ::-1], options)
     return bytes(encoded.tobytes())

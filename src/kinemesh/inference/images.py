@@ -103,6 +103,17 @@ def image_from_array(array: np.ndarray) -> LoadedImage:
     return LoadedImage(_to_rgb(Image.fromarray(np.ascontiguousarray(array))))
 
 
+def as_photo(image: str | Path | np.ndarray | LoadedImage) -> LoadedImage:
+    """Load, check or pass on an image.
+
+    Raises:
+        InputError: It is not an image.
+    """
+    if isinstance(image, LoadedImage):
+        return image
+    return load_image(image) if isinstance(image, (str, Path)) else image_from_array(image)
+
+
 def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     """List the image files meant by files, folders and glob patterns.
 

@@ -20,7 +20,7 @@ from kinemesh.geometry.crops import (
     warp_crop,
 )
 from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, whole_image
-from kinemesh.inference.images import LoadedImage, image_from_array, load_image
+from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person, PhotoCamera
 from kinemesh.inference.placement import place_in_camera
 
@@ -281,17 +281,6 @@ def resolve_device(device: str) -> torch.device:
             "CUDA device. Use cpu, or look with: kinemesh doctor"
         )
     return found
-
-
-def as_photo(image: str | Path | np.ndarray | LoadedImage) -> LoadedImage:
-    """Load, check or pass on an image.
-
-    Raises:
-        InputError: It is not an image.
-    """
-    if isinstance(image, LoadedImage):
-        return image
-    return load_image(image) if isinstance(image, (str, Path)) else image_from_array(image)
 
 
 def photo_camera(photo: LoadedImage, focal_px: float | None = None) -> PhotoCamera:

@@ -138,12 +138,13 @@ def _process_one(
         report.written += written
         return
     report.failures.append(failure)
-    console.print(f"{path}: {failure.message}", style="red", markup=False, highlight=False)
+    console.print(
+        f"{path}: {failure.message}", style="red", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _explain(error: OSError) -> str:
-    where = error.filename or error.filename2
-    folder = f"'{Path(os.fsdecode(where)).parent}'" if where else "the output folder"
+    folder = _folder_of(error)
     full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
     if error.errno in full:
         return (
@@ -156,6 +157,14 @@ def _explain(error: OSError) -> str:
             "Choose another folder with --out, or change its permissions."
         )
     return f"Cannot write to {folder}: {error.strerror or error}. Choose another --out."
+
+
+def _folder_of(error: OSError) -> str:
+    if not error.filename:
+        return "the output folder"
+    path = Path(os.fsdecode(error.filename))
+    # a temporary file's name would say nothing to the user
+    return f"'{path.parent if '.partial' in path.name else path}'"
 
 
 def _progress_bar(console: Console) -> Progress:

@@ -22,6 +22,7 @@ from kinemesh.losses import soft_argmax
 from kinemesh.models.efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0, normalise
 from kinemesh.models.graphormer import GraphormerEncoder
 
+
 @dataclass(frozen=True)
 class GuidedGraphormerConfig:
     """Sizes of a `GuidedGraphormer`.
@@ -95,8 +96,8 @@ class FeaturePyramid(nn.Module):
         total = self.lateral[-1](maps[-1])
         for lateral, finer in zip(list(self.lateral)[-2::-1], maps[-2::-1], strict=True):
             total = lateral(finer) + F.interpolate(total, size=finer.shape[-2:], mode="nearest")
-        smoothed: Tensor = self.smooth(total)
-        return total + smoothed
+        summed: Tensor = total + self.smooth(total)
+        return summed
 
 
 class GuidedGraphormer(nn.Module):

@@ -5,14 +5,12 @@ A weight file is one safetensors file with everything that prediction needs: the
 how to build the network. A card (JSON, same name) stands beside it.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -31,7 +29,7 @@ Builder = Callable[[Mapping[str, Any], Topology], nn.Module]
 
 
 def _build_guided_graphormer(config: Mapping[str, Any], topology: Topology) -> nn.Module:
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in config.items()}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     return GuidedGraphormer(GuidedGraphormerConfig(**values), topology)
 
 
@@ -128,11 +126,6 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def config_dict(config: Any) -> dict[str, Any]:
-    """A configuration dataclass as JSON-ready values."""
-    return dataclasses.asdict(config)
-
-
 def _compact(value: Tensor) -> Tensor:
     value = value.detach().cpu().contiguous()
     return value.half() if value.is_floating_point() and value.ndim > 1 else value
@@ -159,8 +152,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def parameter_count(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(p.numel() for p in network.parameters())
-
-
-def default_device() -> torch.device:
-    """The CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

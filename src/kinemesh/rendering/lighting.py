@@ -75,17 +75,17 @@ class Lighting(_Batched):
             return torch.nn.functional.normalize(rows(*values), dim=-1)
 
         return cls(
-            sky=rows(0.50, 0.52, 0.55),
-            ground=rows(0.22, 0.20, 0.20),
+            sky=rows(0.46, 0.48, 0.52),
+            ground=rows(0.16, 0.15, 0.15),
             up=rows(0.0, -1.0, 0.0),
             sun_direction=unit(-0.45, -0.6, -0.75),
-            sun_color=rows(0.60, 0.58, 0.55),
+            sun_color=rows(0.80, 0.78, 0.75),
             fill_direction=unit(0.9, -0.1, -0.35),
             fill_color=rows(0.16, 0.17, 0.20),
             specular=rows(0.12)[:, 0],
             gloss=rows(24.0)[:, 0],
-            wrap=rows(0.15)[:, 0],
-            shadow=rows(0.6)[:, 0],
+            wrap=rows(0.3)[:, 0],
+            shadow=rows(0.45)[:, 0],
             bump=rows(0.0)[:, 0],
         )
 

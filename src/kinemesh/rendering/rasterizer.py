@@ -136,10 +136,9 @@ def _nearest(
 
 
 def images_per_pass(faces: int, pixels: int, device: torch.device) -> int:
-    """Number of images worth handling together: one stays in a CPU's cache, many fill a GPU."""
-    if device.type == "cpu":
-        return 1
-    return max(1, (1 << 24) // max(faces, pixels, 1))
+    """Number of images worth handling together: few stay in a CPU's cache, many fill a GPU."""
+    budget = 1 << 18 if device.type == "cpu" else 1 << 24
+    return max(1, budget // max(faces, pixels, 1))
 
 
 def _check(points_px: Tensor, faces: Tensor, height: int, width: int) -> None:
@@ -375,6 +374,14 @@ class Surface:
     image: Tensor
     corner: Tensor
     weight: Tensor
+
+    def padded(self, multiple: int) -> "Surface":
+        """The same list, its last pixel repeated until the length is a multiple of a number."""
+        count = self.pixel.numel()
+        index = torch.arange(count + -count % multiple, device=self.pixel.device)
+        index.clamp_(max=count - 1)
+        fields = (self.pixel, self.image, self.corner, self.weight)
+        return Surface(*(field.index_select(0, index) for field in fields))
 
 
 def visible_surface(fragments: Fragments, faces: Tensor) -> Surface:

@@ -92,8 +92,7 @@ def train(recipe: Recipe) -> TrainResult:
     try:
         return trainer.run()
     finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        accelerator.end_training()
 
 
 class Trainer:

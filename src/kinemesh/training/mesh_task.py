@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from kinemesh.models.guided_graphormer import (
     GuidedGraphormerConfig,
     GuidedOutput,
 )
-from kinemesh.models.registry import config_dict, save_model
+from kinemesh.models.registry import save_model
 from kinemesh.training.config import Recipe
 from kinemesh.training.pictures import prediction_sheet
 
@@ -190,10 +190,9 @@ class MeshTask:
         """Write a weight file that `kinemesh.load` takes."""
         record = {
             "architecture": "guided-graphormer",
-            "config": config_dict(self.recipe.network),
+            "config": asdict(self.recipe.network),
             "task": self.recipe.kind,
             "resolution": self.recipe.network.resolution,
             "training": dict(metadata),
         }
         save_model(path, model, self.topology, record)
-

@@ -12,7 +12,7 @@ from kinemesh.training.mesh_task import MeshRecipe
 
 
 def synthetic_hand() -> MeshRecipe:
-    """The shipped hand: EfficientNet-Lite0, heat maps and a narrow Graphormer, synthetic Anny hands."""
+    """The shipped hand: a narrow Graphormer on EfficientNet-Lite0, synthetic Anny hands."""
     return MeshRecipe(
         kind="hand",
         network=GuidedGraphormerConfig(),

@@ -1,0 +1,1 @@
+"""The shipped weight files, each with its card; `kinemesh.models.registry` reads them."""

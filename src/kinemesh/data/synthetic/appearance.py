@@ -250,6 +250,8 @@ class BodyPainter:
 
     def _paint_hair(self, rng: np.random.Generator, canvas: _Canvas) -> None:
         head = self._mask["head"] > 0.5
+        if rng.random() < 0.7:
+            head = head & ~self._face.ears
         if rng.random() < 0.9:
             # The mask runs from the hair line (0) up and back; a larger threshold is balder.
             hair = head & (self._mask["hair"] > rng.uniform(0.08, 0.45))
@@ -312,7 +314,7 @@ class BodyPainter:
 
 
 class _FaceMap:
-    """Eyes, brows, lips and cheeks, placed by the eyeballs of the template."""
+    """Eyes, brows, lips, ears and jaw, placed by the eyeballs of the template."""
 
     def __init__(self, points: Array, mask: dict[str, Array]) -> None:
         eyes = mask["eyes"] > 0.5
@@ -324,8 +326,10 @@ class _FaceMap:
         centre = np.abs(points[:, 0])
         self.eyes = eyes
         self.iris = eyes & (np.hypot(offset[:, 0], offset[:, 1]) < 0.0062)
-        self.brow = front & _inside(offset[:, 0], offset[:, 1] + 0.021, 0.021, 0.006)
+        self.brow = front & _inside(offset[:, 0], offset[:, 1] + 0.021, 0.021, 0.0045)
         self.lips = front & _inside(centre, offset[:, 1] - 0.071, 0.026, 0.009)
+        beside = head & (offset[:, 1] > -0.02) & (offset[:, 1] < 0.055)
+        self.ears = beside & (centre > centre[beside].max() - 0.018)
         self.jaw = front & (offset[:, 1] > 0.045) & ~self.lips
 
     def paint(

@@ -198,11 +198,11 @@ def _finish(rng: np.random.Generator, picture: Picture) -> Picture:
     spots = rng.standard_normal((3, 3), dtype=np.float32)
     light = cv2.resize(spots, (size, size), interpolation=cv2.INTER_CUBIC)[..., None]
     texture = fractal_noise(rng, size, gain=rng.uniform(0.7, 1.2))
-    factor = 1.0 + rng.uniform(0, 0.15) * light + rng.uniform(0, 0.3) ** 2 * texture
+    factor = 1.0 + rng.uniform(0, 0.15) * light + rng.uniform(0, 0.36) ** 2 * texture
     lit = np.clip(picture * factor * rng.uniform(0.55, 1.2), 0, 255).astype(np.uint8)
-    if rng.random() >= 0.65:
+    if rng.random() >= 0.5:
         return cast(Picture, lit)
-    sigma = np.exp(rng.uniform(np.log(0.3), np.log(5.0))) * size / 128
+    sigma = np.exp(rng.uniform(np.log(0.3), np.log(4.0))) * size / 128
     return cast(Picture, cv2.GaussianBlur(lit, (0, 0), sigma))
 
 

@@ -19,8 +19,13 @@ import safetensors
 import torch
 from torch import Tensor
 
-from kinemesh.data.synthetic.hand_poses import relaxed_fingers
-from kinemesh.data.synthetic.retarget import BoneRig
+from kinemesh.data.synthetic.hand_poses import (
+    HAND_BONES,
+    HandFrame,
+    hand_rotations,
+    sample_hand_angles,
+)
+from kinemesh.data.synthetic.retarget import ARM_BONES, LEG_BONES, BoneRig
 from kinemesh.errors import InputError
 from kinemesh.geometry.rotations import axis_angle_to_matrix
 
@@ -30,9 +35,6 @@ MIRROR_PROBABILITY = 0.5
 OTHER_LEGS_PROBABILITY = 0.35
 OTHER_ARM_PROBABILITY = 0.35
 NOISE_RAD = 0.04
-
-_LEG = ("upperleg01", "upperleg02", "lowerleg01", "foot")
-_ARM = ("clavicle", "upperarm01", "upperarm02", "lowerarm01", "lowerarm02", "wrist")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,13 +133,32 @@ def sample_body_poses(rngs: Sequence[np.random.Generator], rig: BoneRig) -> Tens
     return torch.stack([sample_body_pose(rng, rig) for rng in rngs])
 
 
+def relaxed_fingers(rng: np.random.Generator, rig: BoneRig) -> dict[int, Tensor]:
+    """Relaxed fingers for both hands of a body rig.
+
+    Returns:
+        Rotation (3, 3) by bone index, for the fingers and metacarpals; the wrists are left alone.
+    """
+    frame = HandFrame.of(rig)
+    _, angles = sample_hand_angles(rng, 2, "relaxed")
+    right, left = hand_rotations(angles, frame)
+    mirror = torch.tensor([1.0, -1.0, -1.0])
+    left = left * mirror[:, None] * mirror  # the reflection S R S with S = diag(-1, 1, 1)
+    result: dict[int, Tensor] = {}
+    for row, name in enumerate(HAND_BONES):
+        if name.startswith(("finger", "metacarpal")):
+            result[frame.bones[row]] = right[row]
+            result[rig.bones.index(f"{name}.L")] = left[row]
+    return result
+
+
 def _draw_vectors(rng: np.random.Generator, library: PoseLibrary) -> Vectors:
     vectors = _draw_pose(rng, library)
     if rng.random() < OTHER_LEGS_PROBABILITY:
-        legs = library.indices(_LEG)
+        legs = library.indices(LEG_BONES)
         vectors[legs] = _draw_pose(rng, library)[legs]
     if rng.random() < OTHER_ARM_PROBABILITY:
-        arm = library.indices(_ARM, sides=("L" if rng.random() < 0.5 else "R",))
+        arm = library.indices(ARM_BONES, sides=("L" if rng.random() < 0.5 else "R",))
         vectors[arm] = _draw_pose(rng, library)[arm]
     noise = rng.normal(0.0, NOISE_RAD, vectors.shape)
     return vectors + noise.astype(np.float32)

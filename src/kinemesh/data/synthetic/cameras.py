@@ -111,8 +111,12 @@ def sample_hand_view(
 
 
 def sample_body_rotation(rng: np.random.Generator) -> Array:
-    """Any yaw, mild pitch (mostly from above) and roll with tails; (3, 3), rest to camera axes."""
-    yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.7 else rng.normal(0, np.radians(40))
+    """Any yaw, half of them near the front; mild pitch, mostly from above; roll with tails.
+
+    Returns:
+        (3, 3) float32, rest axes to camera axes.
+    """
+    yaw = rng.uniform(-np.pi, np.pi) if rng.random() < 0.5 else rng.normal(0, np.radians(45))
     pitch = np.radians(rng.normal(6, 9) if rng.random() < 0.85 else rng.normal(10, 28))
     roll = np.radians(rng.normal(0, 8) if rng.random() < 0.95 else rng.normal(0, 35))
     pitch = np.clip(pitch, -np.pi / 3, np.pi / 2.2)

@@ -13,7 +13,7 @@ def develop(rng: np.random.Generator, linear: Image) -> Image:
     """Expose, white-balance and gamma-encode linear light.
 
     A camera meters the scene, so most of the brightness of the picture is normalised away; what is
-    left over varies by about half a stop.
+    left over varies by about a stop.
 
     Args:
         rng: The only source of chance.
@@ -23,13 +23,16 @@ def develop(rng: np.random.Generator, linear: Image) -> Image:
         (S, S, 3) float32 in [0, 1], sRGB-like.
     """
     mean = max(float(linear.mean()), 1e-3)
-    metered = (0.2 / mean) ** rng.uniform(0.4, 0.95)
-    exposure = metered * np.exp(rng.normal(0.0, 0.35))
+    metered = (0.24 / mean) ** rng.uniform(0.3, 0.9)
+    exposure = metered * np.exp(rng.normal(0.0, 0.4))
     balance = np.exp(rng.normal(0, 0.05, 3) + rng.normal(0, 0.08) * np.array([1.0, 0.0, -1.0]))
     gain = (exposure * balance).astype(np.float32)
     gamma = 1.0 / np.clip(rng.normal(2.2, 0.2), 1.6, 2.8)
-    encoded = cast(Image, cv2.pow(np.clip(linear * gain, 0, 1), gamma))
-    return _grade(rng, encoded)
+    # Extended Reinhard curve: bright light rolls off until it clips at the white point.
+    white = np.float32(rng.uniform(1.0, 2.5))
+    light = linear * gain
+    rolled = light * (1 + light / white**2) / (1 + light)
+    return _grade(rng, cast(Image, cv2.pow(np.clip(rolled, 0, 1), gamma)))
 
 
 def degrade(rng: np.random.Generator, image: Image) -> Image:
@@ -43,7 +46,7 @@ def degrade(rng: np.random.Generator, image: Image) -> Image:
         (S, S, 3) float32 in [0, 1].
     """
     image = _soften(rng, image)
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         image = _add_noise(rng, image)
     image = np.clip(image, 0.0, 1.0)
     if rng.random() < 0.3:
@@ -53,9 +56,8 @@ def degrade(rng: np.random.Generator, image: Image) -> Image:
 
 def _grade(rng: np.random.Generator, image: Image) -> Image:
     """Contrast about mid-grey and saturation, as a camera's picture style sets them."""
-    if rng.random() < 0.4:
-        contrast = np.float32(np.exp(rng.normal(0, 0.18)))
-        image = (image - 0.5) * contrast + np.float32(0.5 + rng.normal(0, 0.03))
+    contrast = np.float32(np.exp(rng.normal(0.2, 0.2)))
+    image = (image - 0.5) * contrast + np.float32(0.5 + rng.normal(0, 0.03))
     chance = rng.random()
     if chance < 0.35:
         saturation = np.float32(0.0 if chance < 0.03 else np.exp(rng.normal(-0.1, 0.3)))
@@ -67,12 +69,12 @@ def _grade(rng: np.random.Generator, image: Image) -> Image:
 def _soften(rng: np.random.Generator, image: Image) -> Image:
     size = len(image)
     kind = rng.random()
-    if kind < 0.22:
+    if kind < 0.17:
         sigma = np.exp(rng.uniform(np.log(0.3), np.log(1.8))) * size / 128
         return cast(Image, cv2.GaussianBlur(image, (0, 0), sigma))
-    if kind < 0.3:
+    if kind < 0.23:
         return _motion_blur(rng, image)
-    if kind < 0.5:
+    if kind < 0.43:
         small = max(8, int(size * rng.uniform(0.3, 0.8)))
         reduced = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
         way = cv2.INTER_LINEAR if rng.random() < 0.6 else cv2.INTER_CUBIC
@@ -106,7 +108,7 @@ def _add_noise(rng: np.random.Generator, image: Image) -> Image:
         noise = cast(Image, grown)
     if rng.random() < 0.4:
         noise = noise[..., :1]
-    read, shot = rng.uniform(0.0, 0.025), rng.uniform(0.0, 0.05)
+    read, shot = rng.uniform(0.0, 0.02), rng.uniform(0.0, 0.04)
     level = np.float32(read) + np.float32(shot) * np.sqrt(np.clip(image, 0, 1))
     return image + noise * level
 

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kinemesh.data.synthetic.retarget import BoneRig, RestBones
+from kinemesh.data.synthetic.retarget import BoneRig, RestBones, bone_positions
 from kinemesh.errors import InputError
 from kinemesh.geometry.rotations import axis_angle_to_matrix
 
@@ -100,15 +100,13 @@ class HandFrame:
         bones: Index into the rig's bones for each bone of `HAND_BONES`.
         axes: (bones, 3, 3) unit axes of flexion, abduction and twist, one a row, rest frame.
         rest: (bones, 3) the anatomical angles of the rest pose, degrees.
-        positions: (bones, 3) rest positions of the bones' heads, metres.
-        tips: (5, 3) rest positions of the fingertips' centres, thumb first, metres.
+        chain: The moving bones, then the five fingertips as bones of their own, thumb first.
     """
 
     bones: tuple[int, ...]
     axes: Array
     rest: Array
-    positions: Array
-    tips: Array
+    chain: RestBones
 
     @functools.cached_property
     def allowed_m(self) -> Array:
@@ -130,15 +128,11 @@ class HandFrame:
 def _hand_frame(names: tuple[str, ...], parents: tuple[int, ...], positions: bytes) -> HandFrame:
     """`HandFrame.of`, remembered by the values that it depends on."""
     rest = RestBones(names, parents, np.frombuffer(positions).reshape(-1, 3))
-    builder = _HandGeometry(rest)
-    return builder.frame()
+    return _HandGeometry(rest).frame()
 
 
 class _HandGeometry:
-    """Finds axes and rest angles. Directions: along the fingers, ulnar, palmar (a right-handed set).
-
-    On a right hand ``index x pinky`` points out of the palm.
-    """
+    """Finds axes and rest angles; on a right hand ``index x pinky`` points out of the palm."""
 
     def __init__(self, rest: RestBones) -> None:
         self.rest = rest
@@ -161,8 +155,10 @@ class _HandGeometry:
             self.finger(finger)
         self.thumb()
         bones = tuple(self.rest.index(f"{name}.R") for name in HAND_BONES)
-        positions = self.rest.positions[list(bones)]
-        return HandFrame(bones, self.axes, self.angles, positions, self.tips)
+        positions = np.concatenate([self.rest.positions[list(bones)], self.tips])
+        names = (*HAND_BONES, *(f"finger{finger}-4" for finger in range(1, 6)))
+        parents = tuple(names.index(_parent(name)) if name != names[0] else -1 for name in names)
+        return HandFrame(bones, self.axes, self.angles, RestBones(names, parents, positions))
 
     def set_axes(self, name: str, direction: Array, inner: Array) -> None:
         """Axes of a bone along ``direction`` that bends toward its ``inner`` side."""
@@ -209,6 +205,14 @@ class _HandGeometry:
             self.set_axes(name, direction, pulp)
             flexion = self.axes[_ROW[name], FLEXION]
             self.angles[_ROW[name], FLEXION] = _angle_about(flexion, before, direction)
+
+
+def _parent(name: str) -> str:
+    """The moving bone that carries ``name``; metacarpals 1 and 2 do not move."""
+    if name.startswith("finger") and not name.endswith("-1"):
+        return f"{name[:-1]}{int(name[-1]) - 1}"
+    above = {"wrist": "lowerarm02", "finger4-1": "metacarpal3", "finger5-1": "metacarpal4"}
+    return above.get(name, "wrist")
 
 
 def _unit(vector: Array) -> Array:
@@ -296,25 +300,6 @@ def sample_hand_pose(
     pose = torch.eye(3).repeat(len(rig.bones), 1, 1)
     pose[list(frame.bones)] = turns[best]
     return pose
-
-
-def relaxed_fingers(rng: np.random.Generator, rig: BoneRig) -> dict[int, Tensor]:
-    """Relaxed fingers for both hands of a body rig.
-
-    Returns:
-        Rotation (3, 3) by bone index, for the fingers and metacarpals; the wrists are left alone.
-    """
-    frame = HandFrame.of(rig)
-    _, angles = sample_hand_angles(rng, 2, "relaxed")
-    right, left = hand_rotations(angles, frame)
-    mirror = torch.tensor([1.0, -1.0, -1.0])
-    left = left * mirror[:, None] * mirror  # the reflection S R S with S = diag(-1, 1, 1)
-    result: dict[int, Tensor] = {}
-    for row, name in enumerate(HAND_BONES):
-        if name.startswith(("finger", "metacarpal")):
-            result[frame.bones[row]] = right[row]
-            result[rig.bones.index(f"{name}.L")] = left[row]
-    return result
 
 
 class _Draw:
@@ -452,43 +437,14 @@ HAND_MODES: Mapping[str, tuple[float, Callable[[_Draw], Array]]] = {
 
 
 def hand_positions(rotations: Array, frame: HandFrame) -> tuple[Array, Array]:
-    """Posed heads of the bones of `HAND_BONES` and fingertips, relative to the rest forearm.
+    """Posed heads (K, bones, 3) and fingertips (K, 5, 3), metres, for K poses of local rotations.
 
-    Args:
-        rotations: (K, bones, 3, 3) local rotations.
-        frame: Rest geometry of the hand.
-
-    Returns:
-        Heads (K, bones, 3) and tips (K, 5, 3), metres.
+    The head of the forearm bone stays where it rests; ``rotations`` are (K, bones, 3, 3).
     """
-    turned, heads = np.empty_like(rotations), np.empty(rotations.shape[:-1])
-    tips = np.empty((len(rotations), 5, 3))
-    for row, name in enumerate(HAND_BONES):
-        parent = _PARENT[name]
-        if parent is None:
-            turned[:, row], heads[:, row] = rotations[:, row], frame.positions[row]
-            continue
-        offset = frame.positions[row] - frame.positions[parent]
-        heads[:, row] = heads[:, parent] + turned[:, parent] @ offset
-        turned[:, row] = turned[:, parent] @ rotations[:, row]
-    for finger in range(1, 6):
-        last = _ROW[f"finger{finger}-3"]
-        offset = frame.tips[finger - 1] - frame.positions[last]
-        tips[:, finger - 1] = heads[:, last] + turned[:, last] @ offset
-    return heads, tips
+    tips = np.broadcast_to(np.eye(3), (len(rotations), 5, 3, 3))
+    heads = bone_positions(np.concatenate([rotations, tips], axis=1), frame.chain)
+    return heads[:, : len(HAND_BONES)], heads[:, len(HAND_BONES) :]
 
-
-def _parent_name(name: str) -> str | None:
-    if name.startswith("finger") and not name.endswith("-1"):
-        return f"{name[:-1]}{int(name[-1]) - 1}"
-    above = {"lowerarm02": None, "wrist": "lowerarm02"}
-    above |= {"finger4-1": "metacarpal3", "finger5-1": "metacarpal4"}
-    return above.get(name, "wrist")  # metacarpals 1 and 2 do not move
-
-
-_PARENT = {
-    name: None if (above := _parent_name(name)) is None else _ROW[above] for name in HAND_BONES
-}
 
 _PLAY_M = 0.002  # soft flesh gives way
 _TIP_RADIUS_M = 0.0075
@@ -517,7 +473,7 @@ def _spheres(heads: Array, tips: Array) -> Array:
 
 @functools.cache
 def _sphere_table() -> tuple[Array, Array]:
-    """Radii (57,), and (57, 57) which pairs may collide: not two of one finger, nor the knuckles."""
+    """Radii (57,), and (57, 57) which pairs may collide: none of one finger, no knuckles."""
     radii, group = [], []
     for finger in range(1, 6):
         for joint, radius in enumerate(_PHALANX_RADII_M.get(finger, _OTHER_RADII_M)):
@@ -537,7 +493,7 @@ def _may_collide(first: tuple[int, int], second: tuple[int, int]) -> bool:
 
 
 def _allowed_distances(frame: HandFrame) -> Array:
-    """Least distance (57, 57) at which two spheres do not collide; what touches at rest may touch."""
+    """Least distance (57, 57) of two spheres, metres; what touches at rest may touch."""
     radii, pairs = _sphere_table()
     identity = np.tile(np.eye(3), (1, len(HAND_BONES), 1, 1))
     at_rest = _distances(_spheres(*hand_positions(identity, frame)))[0]

@@ -87,7 +87,8 @@ class RestBones:
         return cls(tuple(rig.bones), tuple(int(parent) for parent in rig.parents), positions)
 
     def __getitem__(self, name: str) -> Array:
-        return self.positions[self.index(name)]
+        position: Array = self.positions[self.index(name)]
+        return position
 
     def index(self, name: str) -> int:
         """Index of the bone ``name``.
@@ -142,11 +143,13 @@ def mapped_bones(rig: BoneRig) -> tuple[str, ...]:
     return tuple(name for name in rig.bones if name.split(".")[0] in _MAPPED)
 
 
-_MAPPED = frozenset(
-    "root spine05 spine04 spine03 spine02 spine01 neck01 neck02 neck03 head clavicle shoulder01 "
-    "upperarm01 upperarm02 lowerarm01 lowerarm02 wrist upperleg01 upperleg02 lowerleg01 "
-    "foot".split()
+_TRUNK = ("root", *(f"spine0{n}" for n in range(5, 0, -1)), "neck01", "neck02", "neck03", "head")
+LEG_BONES = ("upperleg01", "upperleg02", "lowerleg01", "foot")
+ARM_BONES = (
+    *("clavicle", "shoulder01", "upperarm01", "upperarm02", "lowerarm01", "lowerarm02"),
+    "wrist",
 )
+_MAPPED = frozenset((*_TRUNK, *LEG_BONES, *ARM_BONES))
 
 
 def _trunk(captured: Mapping[str, Array]) -> dict[str, Array]:

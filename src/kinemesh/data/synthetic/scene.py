@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ from kinemesh.rendering import Lighting, SurfaceNoise, shade, vertex_normals
 Array = NDArray[np.float32]
 Kind = Literal["hand", "body"]
 
-SUPERSAMPLE = 2
+OVERSAMPLING = 1.5  # side of the rendered picture over that of the crop: smooth outlines
 _WAVES, _RELIEF_WAVES = 10, 6
 _SHADOW_TEXELS = {"hand": 96, "body": 128}
 # Shortest and longest wave of skin and cloth, metres: colour mottling, then relief.
@@ -111,24 +112,29 @@ class Stage:
         if bool(lift.any()):
             vertices = vertices + lift[..., None] * vertex_normals(vertices, self.rig.faces)
         looks = [np.column_stack([s.look.albedo, s.look.gloss]) for s in scenes]
+        size = round(resolution * OVERSAMPLING)
+        focal = [scene.view.focal_px * size / resolution for scene in scenes]
         rendering = shade(
             vertices,
             self.rig.faces,
-            focal_px=torch.tensor([scene.view.focal_px for scene in scenes]),
-            principal_px=torch.full((len(scenes), 2), resolution / 2),
-            height=resolution,
-            width=resolution,
+            focal_px=torch.tensor(focal),
+            principal_px=torch.full((len(scenes), 2), size / 2),
+            height=size,
+            width=size,
             albedo=torch.from_numpy(np.stack(looks)),
             rest=self.rig.template,
             lighting=Lighting(**_stack([scene.light for scene in scenes])),
             noise=SurfaceNoise(**_stack([scene.noise for scene in scenes])),
-            supersample=SUPERSAMPLE,
             shadow_resolution=_SHADOW_TEXELS[self.kind],
             cull=self.kind == "body",
         )
-        root_depths = np.array([scene.root[2] for scene in scenes], dtype=np.float32)
-        depth = rendering.depth.numpy() - root_depths[:, None, None]
-        return rendering.rgba.numpy(), depth
+        crop = (resolution, resolution)
+        rgba = [cv2.resize(x, crop, interpolation=cv2.INTER_AREA) for x in rendering.rgba.numpy()]
+        depth = [
+            cv2.resize(x, crop, interpolation=cv2.INTER_NEAREST) - scene.root[2]
+            for x, scene in zip(rendering.depth.numpy(), scenes, strict=True)
+        ]
+        return np.stack(rgba), np.stack(depth)
 
     def _view(
         self, rng: np.random.Generator, vertices: Array, joints: Array, resolution: int

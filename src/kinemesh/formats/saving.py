@@ -1,0 +1,88 @@
+"""All files of one photo, written together or not at all."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from kinemesh.errors import InputError
+from kinemesh.files import atomic_path
+from kinemesh.formats import ALL_FORMATS, SaveFormat, check_folder
+from kinemesh.formats.glb import encode_glb
+from kinemesh.formats.obj import encode_obj
+from kinemesh.formats.people_json import encode_people
+from kinemesh.formats.people_npz import encode_people_npz
+from kinemesh.formats.picture import encode_overlay
+from kinemesh.inference.images import LoadedImage, as_photo
+from kinemesh.inference.person import Person
+
+
+def save(
+    people: Sequence[Person],
+    image: str | Path | np.ndarray | LoadedImage,
+    out_dir: str | Path,
+    *,
+    stem: str | None = None,
+    formats: Sequence[SaveFormat] = ALL_FORMATS,
+    overlay_suffix: Literal[".png", ".jpg"] = ".png",
+    skeleton: bool = False,
+) -> list[Path]:
+    """Write what was found in a photo; either all of the files or none.
+
+    The files are ``<stem>_overlay.png``, ``<stem>.glb``, ``<stem>.obj``, ``<stem>.json`` and
+    ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ.
+
+    Args:
+        people: What `Predictor.predict` returned for the photo.
+        image: The photo, to draw on and to name in the JSON.
+        out_dir: Folder; made if it is not there.
+        stem: Start of the file names; None takes the photo's name, or "people" for an array.
+        formats: Which files to write.
+        overlay_suffix: ".png" or ".jpg".
+        skeleton: Whether the overlay also shows the joints found in the image.
+
+    Returns:
+        The written files.
+
+    Raises:
+        InputError: A format is unknown, the image is unreadable, or ``out_dir`` is a file.
+        OSError: The folder is not writable or the disk is full; no file was changed.
+    """
+    photo = as_photo(image)
+    if stem is None:
+        stem = photo.path.stem if photo.path is not None else "people"
+    contents: dict[str, bytes] = {}
+    for name in _wanted(formats, has_people=bool(people)):
+        if name == "overlay":
+            picture = encode_overlay(photo.pixels, people, overlay_suffix, skeleton=skeleton)
+            contents[f"{stem}_overlay{overlay_suffix}"] = picture
+        else:
+            contents[f"{stem}.{name}"] = _encode(name, people, photo)
+    folder = Path(out_dir)
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as files:
+        for file_name, content in contents.items():
+            files.enter_context(atomic_path(folder / file_name)).write_bytes(content)
+    return [folder / file_name for file_name in contents]
+
+
+def _wanted(formats: Sequence[str], *, has_people: bool) -> list[SaveFormat]:
+    unknown = [name for name in formats if name not in ALL_FORMATS]
+    if unknown:
+        known = ", ".join(ALL_FORMATS)
+        raise InputError(f"Unknown format {unknown[0]!r}; expected some of {known}.")
+    possible = [name for name in ALL_FORMATS if has_people or name not in ("glb", "obj")]
+    return [name for name in possible if name in formats]
+
+
+def _encode(name: SaveFormat, people: Sequence[Person], photo: LoadedImage) -> bytes:
+    if name == "glb":
+        return encode_glb(people)
+    if name == "obj":
+        return encode_obj(people)
+    if name == "npz":
+        return encode_people_npz(people, photo.size)
+    return encode_people(people, photo.size, photo.path.name if photo.path is not None else None)
