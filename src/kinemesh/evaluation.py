@@ -68,8 +68,8 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
         raise InputError(f"No data set named {dataset!r}: expected one of {', '.join(DATASETS)}.")
     if record["task"] != kind:
         raise InputError(
-            f"The model {model} recovers a {record['task']}, the data set {dataset} shows a {kind}; "
-            "choose a model and a data set of the same task."
+            f"The model {model} recovers a {record['task']}, the data set {dataset} shows a {kind}. "
+            "Choose a model and a data set of the same task."
         )
     held_out, training = (
         SyntheticDataset(kind, seed=seed, resolution=record["resolution"], split=split)
@@ -87,7 +87,7 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
 def score(
     network: nn.Module, held_out: Iterable[Batch], topology: Topology, device: torch.device
 ) -> dict[str, float]:
-    """Mean scores by a short key: ``pa_mpjpe_mm``, ``mpjpe_mm``, ``pa_mpvpe_mm``, ``places_px``..."""
+    """Mean scores by a short key, such as ``pa_mpjpe_mm`` and ``2d_error_px``."""
     moved = ({name: value.to(device) for name, value in batch.items()} for batch in held_out)
     reports = merge([_network_reports(network, batch, topology, "") for batch in moved])
     return {
@@ -110,13 +110,13 @@ def merge(parts: Sequence[tuple[MetricReport, ...]]) -> tuple[MetricReport, ...]
 def mean_shape(samples: Iterable[Batch], topology: Topology, rounds: int = 3) -> Tensor:
     """Generalised Procrustes mean (V, 3) of meshes, in the orientation of the template.
 
-    Each round aligns all meshes to the mean so far (Gower 1975, with scale) and averages them.
+    Each round aligns all meshes rigidly to the mean so far and averages them (Gower 1975).
     """
     vertices = torch.cat([batch["vertices"] for batch in samples])
     mean = topology.template
     for _ in range(rounds):
         target = mean.expand_as(vertices)
-        mean = procrustes_align(vertices, target).apply(vertices).mean(0)
+        mean = procrustes_align(vertices, target, scale=False).apply(vertices).mean(0)
     return mean
 
 

@@ -37,6 +37,8 @@ class GuidedGraphormerConfig:
         heads: Attention heads of the joint encoder.
         mesh_heads: Attention heads of the mesh encoder, whose many tokens make heads dear.
         neighbours: Joints that a vertex is anchored to.
+        batch_norm_momentum: How fast the backbone's running statistics follow the batches; the
+            backbone's own value suits long training, a short run needs a larger one.
     """
 
     resolution: int = 128
@@ -48,6 +50,7 @@ class GuidedGraphormerConfig:
     heads: int = 4
     mesh_heads: int = 2
     neighbours: int = 3
+    batch_norm_momentum: float = 0.01
 
 
 class GuidedOutput(NamedTuple):
@@ -172,6 +175,9 @@ class GuidedGraphormer(nn.Module):
         for head in (self.joint_head, self.camera_head, self.side_head):
             nn.init.normal_(head.weight, std=0.002)
             nn.init.zeros_(head.bias)
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = self.config.batch_norm_momentum
 
     def forward(self, image: Tensor) -> GuidedOutput:
         """Recover joints and mesh.

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from kinemesh.bodies import load_topology
 from kinemesh.bodies.topology import Topology
@@ -85,6 +85,24 @@ class MeshRecipe(Recipe):
         return MeshTask(self)
 
 
+class FirstSamples(Dataset[Sample]):
+    """The first samples of a data set, rendered once and kept in memory."""
+
+    def __init__(self, dataset: SyntheticDataset, count: int) -> None:
+        self.dataset = dataset
+        self.count = count
+        self.kept: dict[int, Sample] = {}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample ``index``, from memory if it was asked for before."""
+        if index not in self.kept:
+            self.kept[index] = self.dataset[index]
+        return self.kept[index]
+
+
 class MeshTask:
     """The task behind a `MeshRecipe`; see `kinemesh.training.task.Task`."""
 
@@ -106,7 +124,7 @@ class MeshTask:
     def train_dataset(self) -> Dataset[Sample]:
         """Stream of synthetic samples, or the first few of it."""
         stream = self._dataset("train")
-        return stream if self.recipe.samples is None else Subset(stream, range(self.recipe.samples))
+        return stream if self.recipe.samples is None else FirstSamples(stream, self.recipe.samples)
 
     def _dataset(self, split: Literal["train", "val"]) -> SyntheticDataset:
         recipe = self.recipe

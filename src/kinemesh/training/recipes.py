@@ -17,8 +17,10 @@ def synthetic_hand() -> MeshRecipe:
         kind="hand",
         network=GuidedGraphormerConfig(),
         steps=20_000,
-        batch_size=32,
-        optim=OptimConfig(lr=1e-3, weight_decay=0.03, betas=(0.9, 0.98), clip_norm=1.0),
+        batch_size=16,
+        optim=OptimConfig(
+            lr=7e-4, weight_decay=0.03, betas=(0.9, 0.98), clip_norm=1.0, backbone_lr_scale=0.5
+        ),
         schedule=ScheduleConfig(kind="cosine", warmup_steps=200, final_lr_ratio=0.01),
         ema_decay=0.998,
         workers=1,
@@ -48,18 +50,19 @@ def debug_hand() -> MeshRecipe:
         query_layers=2,
         hidden_dims=(32, 24, 16),
         block_layers=1,
+        batch_norm_momentum=0.1,
     )
     recipe.imagenet = False
     recipe.samples = 8
     recipe.batch_size = 8
     recipe.augment_side = False
     recipe.validation_samples = 16
-    recipe.steps = 300
+    recipe.steps = 200
     recipe.schedule.warmup_steps = 20
     recipe.optim.lr = 2e-3
     recipe.ema_decay = 0.9
     recipe.workers = 0
-    recipe.validate_every = 150
+    recipe.validate_every = 200
     recipe.output = Path("runs/debug-hand")
     return recipe
 

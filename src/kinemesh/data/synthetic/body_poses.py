@@ -76,9 +76,9 @@ def read_pose_library(path: str | Path) -> PoseLibrary:
     """
     try:
         with safetensors.safe_open(str(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})["kinemesh"])
             vectors = file.get_tensor("rotvecs").astype(np.float32)
-        return PoseLibrary(tuple(json.loads(metadata["bones"])), vectors, metadata["thanks"])
+        return PoseLibrary(tuple(metadata["bones"]), vectors, metadata["thanks"])
     except (OSError, KeyError, ValueError, safetensors.SafetensorError) as error:
         message = (
             f"{path}: expected a pose library ({error}); "

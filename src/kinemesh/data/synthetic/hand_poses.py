@@ -16,6 +16,7 @@ Candidates are drawn in groups and the first one without interpenetration is kep
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -81,7 +82,7 @@ def joint_limits() -> Mapping[str, JointLimit]:
         limits[f"finger{finger}-1"] = JointLimit((-25, 92), sideways[finger], (-7, 7))
         limits[f"finger{finger}-2"] = JointLimit((-6, 110))
         limits[f"finger{finger}-3"] = JointLimit((-10, 85))
-    return limits
+    return MappingProxyType(limits)
 
 
 @functools.cache
@@ -248,13 +249,8 @@ def sample_hand_angles(
 ) -> tuple[str, Array]:
     """Draw ``count`` candidates of one mode.
 
-    Args:
-        rng: Source of all randomness.
-        count: Number of candidates.
-        mode: A key of `HAND_MODES`; drawn by its share if None.
-
     Returns:
-        The mode, and (count, bones, 3) degrees, within `joint_limits`.
+        The mode (drawn by its share if None), and (count, bones, 3) degrees, within `joint_limits`.
 
     Raises:
         InputError: There is no such mode.
@@ -293,10 +289,10 @@ def sample_hand_pose(
     overlap = _overlap(_spheres(heads, tips), frame)
     if mode == "pinch":
         gap = np.linalg.norm(tips[:, :1] - tips[:, 1:], axis=-1) - 2 * _TIP_RADIUS_M
-        overlap = overlap + np.abs(gap).min(axis=1)
-        best = int(overlap.argmin())
+        overlap = overlap + np.abs(gap).min(axis=1)  # the candidate that comes nearest to touching
     else:
-        best = int(np.maximum(overlap, _PLAY_M).argmin())
+        overlap = overlap.clip(min=_PLAY_M)  # all of these are equally good: take the first
+    best = int(overlap.argmin())
     pose = torch.eye(3).repeat(len(rig.bones), 1, 1)
     pose[list(frame.bones)] = turns[best]
     return pose
@@ -315,16 +311,10 @@ class _Draw:
     def normal(self, spread: float, mean: float = 0.0) -> Array:
         return self.rng.normal(mean, spread, len(self.angles))
 
-    def set(
-        self,
-        name: str,
-        flexion: Array | float,
-        abduction: Array | float = 0.0,
-        twist: Array | float = 0.0,
-    ) -> None:
-        self.angles[:, _ROW[name], FLEXION] = flexion
-        self.angles[:, _ROW[name], ABDUCTION] = abduction
-        self.angles[:, _ROW[name], TWIST] = twist
+    def set(self, name: str, *angles: Array | float) -> None:
+        """Set flexion, then abduction and twist where given."""
+        for column, values in enumerate(angles):
+            self.angles[:, _ROW[name], column] = values
 
     def wrist(self) -> None:
         self.set("wrist", self.normal(24), self.normal(9, -3), self.normal(4))
@@ -474,22 +464,17 @@ def _spheres(heads: Array, tips: Array) -> Array:
 @functools.cache
 def _sphere_table() -> tuple[Array, Array]:
     """Radii (57,), and (57, 57) which pairs may collide: none of one finger, no knuckles."""
-    radii, group = [], []
+    radii, owners = [], []
     for finger in range(1, 6):
-        for joint, radius in enumerate(_PHALANX_RADII_M.get(finger, _OTHER_RADII_M)):
+        for joint, radius in enumerate(_PHALANX_RADII_M.get(finger, _OTHER_RADII_M), start=1):
             radii += [radius] * len(_ALONG_PHALANX)
-            group += [(finger, joint)] * len(_ALONG_PHALANX)
-    radii += [_PALM_RADIUS_M] * (len(FINGERS) * len(_ALONG_PALM))
-    group += [(0, 0)] * (len(FINGERS) * len(_ALONG_PALM))
-    pairs = np.array([[a < b and _may_collide(a, b) for b in group] for a in group])
-    return np.array(radii), pairs | pairs.T
-
-
-def _may_collide(first: tuple[int, int], second: tuple[int, int]) -> bool:
-    """Whether phalanges (finger, joint) can meet; finger 0 is the palm and comes first."""
-    if first[0] == 0:
-        return second[1] > 0
-    return first[0] != second[0]
+            owners += [(finger, joint)] * len(_ALONG_PHALANX)
+    palm = len(FINGERS) * len(_ALONG_PALM)
+    finger_N, joint_N = np.array(owners + [(0, 0)] * palm).T
+    fingers = np.multiply.outer(finger_N, finger_N) > 0
+    bent = np.maximum.outer(joint_N, joint_N) > 1  # a first phalanx always touches the palm
+    pairs = (finger_N[:, None] != finger_N) & (fingers | bent)
+    return np.array(radii + [_PALM_RADIUS_M] * palm), pairs
 
 
 def _allowed_distances(frame: HandFrame) -> Array:
@@ -503,8 +488,7 @@ def _allowed_distances(frame: HandFrame) -> Array:
 def _overlap(centres: Array, frame: HandFrame) -> Array:
     """Deepest interpenetration of each of K candidates, (K,) metres, zero if none."""
     depth = frame.allowed_m - _distances(centres)
-    result: Array = depth.max(axis=(1, 2)).clip(min=0)
-    return result
+    return np.asarray(depth.max(axis=(1, 2)).clip(min=0))
 
 
 def _distances(centres: Array) -> Array:
@@ -512,5 +496,5 @@ def _distances(centres: Array) -> Array:
     centred = centres - centres.mean(axis=1, keepdims=True)
     squares = (centred**2).sum(axis=-1)
     product = centred @ centred.swapaxes(1, 2)
-    result: Array = np.sqrt((squares[:, :, None] + squares[:, None] - 2 * product).clip(min=0))
-    return result
+    squared = squares[:, :, None] + squares[:, None] - 2 * product
+    return np.asarray(np.sqrt(squared.clip(min=0)))

@@ -322,7 +322,8 @@ def build_pose_library(
     Args:
         cmu_dir: Folder with ``SUBJECT/SUBJECT.asf`` and the ``*.amc`` files beside it.
         output: The safetensors file: ``rotvecs`` (count, bones, 3) fp16, radians, relative to the
-            parent in the rest frame; the names of the bones and the thanks are in the metadata.
+            parent in the rest frame; its metadata entry ``kinemesh`` is JSON with the names of the
+            bones and the thanks to the source.
         rig: The body rig; `kinemesh.bodies.load_rig("anny-body")` if None.
         count: Number of poses.
 
@@ -345,7 +346,8 @@ def build_pose_library(
     chosen = farthest_points(features.reshape(len(features), -1), count)
     vectors = matrix_to_axis_angle(torch.from_numpy(rotations[chosen][:, columns])).numpy()
     tensors = {"rotvecs": vectors.astype(np.float16)}
-    metadata = {"bones": json.dumps(names), "thanks": THANKS}
+    # one entry: safetensors writes several in a random order, and the file would differ each time
+    metadata = {"kinemesh": json.dumps({"bones": names, "thanks": THANKS})}
     write_bytes(output, safetensors.numpy.save(tensors, metadata=metadata))
     return len(rotations)
 
