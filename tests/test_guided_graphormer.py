@@ -1,5 +1,7 @@
 """The network behind the shipped weights: shapes, gradients, frames and its slow twins."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -96,3 +98,20 @@ def test_peak_share_equals_a_loop():
                 if (r + 0.5 - y) ** 2 + (c + 0.5 - x) ** 2 <= 4
             )
             assert share[b, j].item() == pytest.approx(total, abs=1e-5)
+
+
+def test_frozen_blocks_keep_their_values():
+    torch.manual_seed(0)
+    network = GuidedGraphormer(replace(TINY, frozen_blocks=3), load_topology("anny-hand")).train()
+    before = {name: value.clone() for name, value in network.backbone.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    network(torch.rand(2, 3, 64, 64)).heat_map_logits.square().mean().backward()
+    optimiser.step()
+    changed = {
+        name
+        for name, value in network.backbone.state_dict().items()
+        if not value.equal(before[name])
+    }
+    frozen = ("_conv_stem", "_bn0", "_blocks.0.", "_blocks.1.", "_blocks.2.")
+    assert changed
+    assert not [name for name in changed if name.startswith(frozen)]

@@ -68,8 +68,8 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
         raise InputError(f"No data set named {dataset!r}: expected one of {', '.join(DATASETS)}.")
     if record["task"] != kind:
         raise InputError(
-            f"The model {model} recovers a {record['task']}, the data set {dataset} shows a {kind}. "
-            "Choose a model and a data set of the same task."
+            f"The model {model} recovers a {record['task']}, but the data set {dataset} shows a "
+            f"{kind}. Choose a model and a data set of the same task."
         )
     held_out, training = (
         SyntheticDataset(kind, seed=seed, resolution=record["resolution"], split=split)

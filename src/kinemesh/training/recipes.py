@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from kinemesh.models.guided_graphormer import GuidedGraphormerConfig
@@ -15,7 +16,7 @@ def synthetic_hand() -> MeshRecipe:
     """The shipped hand: a narrow Graphormer on EfficientNet-Lite0, synthetic Anny hands."""
     return MeshRecipe(
         kind="hand",
-        network=GuidedGraphormerConfig(),
+        network=GuidedGraphormerConfig(batch_norm_momentum=0.05, frozen_blocks=3),
         steps=20_000,
         batch_size=16,
         optim=OptimConfig(
@@ -35,7 +36,7 @@ def synthetic_body() -> MeshRecipe:
     """The shipped body: as the hand, on whole synthetic Anny bodies in CMU poses."""
     recipe = synthetic_hand()
     recipe.kind = "body"
-    recipe.network = GuidedGraphormerConfig(block_layers=1)
+    recipe.network = replace(recipe.network, block_layers=1)
     recipe.output = Path("runs/synthetic-body")
     return recipe
 
