@@ -25,8 +25,8 @@ ORIGIN = (
 )
 DATA = {
     "hand": "Synthetic renders of Anny's right hand (CC0) by this project; no photos.",
-    "body": "Synthetic renders of Anny bodies (CC0) in poses of the CMU Graphics Lab Motion Capture "
-    "Database (mocap.cs.cmu.edu, created with funding from NSF EIA-0196217); no photos.",
+    "body": "Synthetic renders of Anny bodies (CC0) in poses of the CMU Graphics Lab Motion "
+    "Capture Database (mocap.cs.cmu.edu, created with funding from NSF EIA-0196217); no photos.",
 }
 LIMITS = {
     "hand": "One hand a crop. Objects in the hand, fists, thumbs and depth are weak points.",

@@ -4,7 +4,7 @@ Mesh Graphormer (Lin et al., ICCV 2021) gives every query the same pooled image 
 backbone trained for hours, not days, learns faster when the queries know where to look: here a
 heat-map branch finds the joints in 2D, the image features at those places become the joint
 queries, and each vertex query is a blend of the joint queries near it. The encoder after that is
-the paper's, narrow.
+the paper's, narrow; it refines the template as the joints have posed it.
 
 Shapes: B batch, S image side, J joints, N coarse vertices, V full vertices, G grid cells,
 D feature width, h x w heat map.
@@ -21,6 +21,7 @@ from kinemesh.bodies.topology import Topology, regress
 from kinemesh.losses import soft_argmax
 from kinemesh.models.efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0, normalise
 from kinemesh.models.graphormer import GraphormerEncoder
+from kinemesh.models.posed_template import PosedTemplate
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class GuidedGraphormerConfig:
         block_layers: Layers in each block.
         heads: Attention heads of the joint encoder.
         mesh_heads: Attention heads of the mesh encoder, whose many tokens make heads dear.
-        neighbours: Joints that a vertex is anchored to.
+        neighbours: Joints whose queries are blended to the query of a vertex.
         batch_norm_momentum: How fast the backbone's running statistics follow the batches; the
             backbone's own value suits long training, a short run needs a larger one.
         frozen_blocks: Keep the stem and this many of the backbone's 16 blocks as they were loaded.
@@ -124,6 +125,9 @@ class GuidedGraphormer(nn.Module):
         self.root_joints = topology.skeleton.root_indices()
         joints, level = topology.template_joints, topology.coarse
         self._register_topology(topology)
+        self.posed_template = PosedTemplate(
+            topology.skeleton, joints, topology.template[level.vertex_index]
+        )
         J, D = len(joints), config.query_dim
         cells = (config.resolution // 32) ** 2
         self.backbone = EfficientNetLite0()
@@ -269,7 +273,7 @@ class GuidedGraphormer(nn.Module):
         """Run the Graphormer encoder on joints, vertices and grid; refine all of them."""
         B, J, _ = joints.shape
         features = torch.cat([joint, self.anchor_NJ.to(joint.dtype) @ joint, grid], 1)
-        anchors = torch.cat([joints, self.anchor_NJ @ joints], 1)
+        anchors = torch.cat([joints, self.posed_template(joints)], 1)
         template = torch.cat([self.template_J3, self.template_N3]).expand(B, -1, -1)
         places = F.pad(template, (0, 0, 0, grid.shape[1])).to(features.dtype)
         offsets = self.mesh_encoder(torch.cat([places, features], -1))[:, : anchors.shape[1]]
