@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from kinemesh.bodies import load_topology
 from kinemesh.errors import InputError
+from kinemesh.files import sha256
 from kinemesh.models import registry
 from kinemesh.models.guided_graphormer import GuidedGraphormer
 from tests.test_guided_graphormer import TINY
@@ -44,7 +45,7 @@ def test_round_trip_changes_outputs_by_half_precision_only(saved):
 def test_card_carries_the_checksum(saved):
     path, _ = saved
     card = json.loads(path.with_suffix(".json").read_text())
-    assert card["sha256"] == registry.sha256(path)
+    assert card["sha256"] == sha256(path)
 
 
 def test_unknown_name_lists_what_there_is():
@@ -78,7 +79,7 @@ def test_shipped_models_load_and_match_their_cards(name):
     network, _, record = registry.load_model(name)
     path = registry.weight_path(name)
     card = json.loads(path.with_suffix(".json").read_text())
-    assert card["sha256"] == registry.sha256(path)
+    assert card["sha256"] == sha256(path)
     assert card["license"]
     assert record["task"] == name
     assert path.stat().st_size < 16e6

@@ -1,6 +1,5 @@
 """What is installed, what is missing, and the command that mends it."""
 
-import hashlib
 import importlib.metadata
 import json
 import platform
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import kinemesh
+from kinemesh.files import sha256
 
 Status = Literal["ok", "missing", "broken"]
 _WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
@@ -70,7 +70,7 @@ def _packages() -> Iterator[Check]:
     for requirement in requirements:
         package, extra = parse_requirement(requirement)
         if package != "kinemesh":
-            yield _package(package, extra)
+            yield _package(requirement, package, extra)
 
 
 def parse_requirement(requirement: str) -> tuple[str, str | None]:
@@ -80,13 +80,13 @@ def parse_requirement(requirement: str) -> tuple[str, str | None]:
     return package.group() if package else requirement, extra.group(1) if extra else None
 
 
-def _package(package: str, extra: str | None) -> Check:
+def _package(requirement: str, package: str, extra: str | None) -> Check:
     group, name = ("core", package) if extra is None else ("extra", f"{package} [{extra}]")
     try:
         return Check(group, name, "ok", importlib.metadata.version(package))
     except importlib.metadata.PackageNotFoundError:
-        mend = f"pip install {package}" if extra is None else f"pip install 'kinemesh[{extra}]'"
-        return Check(group, name, "missing", "not installed", mend)
+        wanted = requirement.partition(";")[0].strip()
+        return Check(group, name, "missing", "not installed", f"pip install '{wanted}'")
 
 
 def _weights(folder: Path) -> Iterator[Check]:
@@ -106,8 +106,7 @@ def _weight_file(card: Path) -> Check:
         expected = json.loads(card.read_text(encoding="utf-8"))["sha256"]
     except (ValueError, KeyError, TypeError):
         return Check("weights", card.stem, "broken", f"{card.name} has no sha256", _reinstall())
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(weights)
     if found != expected:
         detail = f"SHA-256 is {found[:12]}..., the card says {str(expected)[:12]}..."
         return Check("weights", card.stem, "broken", detail, _reinstall())
@@ -115,4 +114,4 @@ def _weight_file(card: Path) -> Check:
 
 
 def _reinstall() -> str:
-    return "pip install --force-reinstall --no-deps kinemesh"
+    return "pip install --force-reinstall --no-deps . (in the folder of kinemesh)"

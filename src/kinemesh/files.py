@@ -1,6 +1,7 @@
 """Files that are either whole or absent: written under a temporary name, then moved into place."""
 
 import contextlib
+import hashlib
 import json
 import os
 import tempfile
@@ -37,6 +38,12 @@ def write_json(path: str | Path, content: Any, *, indent: int | None = 2) -> Non
     """Write ``content`` as UTF-8 JSON to ``path`` atomically; NaN and infinity are refused."""
     text = json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode())
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

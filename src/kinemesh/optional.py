@@ -22,7 +22,8 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name != module.split(".", maxsplit=1)[0]:
             raise
         message = (
-            f"This needs the package '{error.name}', which is not installed. "
-            f"Install it with: pip install 'kinemesh[{extra}]'"
+            f"This needs the package '{error.name}' of the extra kinemesh[{extra}], which is not "
+            f"installed. In the folder of kinemesh, type: pip install -c constraints.txt -e "
+            f"'.[{extra}]'"
         )
         raise MissingExtraError(message) from error

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinemesh.bodies.topology import Topology, regress
+from kinemesh.geometry.crops import from_signed
 from kinemesh.losses import soft_argmax
 from kinemesh.models.efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0, normalise
 from kinemesh.models.graphormer import GraphormerEncoder
+from kinemesh.models.limb_lengths import LimbLengths
 from kinemesh.models.posed_template import PosedTemplate
 
 
@@ -125,6 +127,7 @@ class GuidedGraphormer(nn.Module):
         self.root_joints = topology.skeleton.root_indices()
         joints, level = topology.template_joints, topology.coarse
         self._register_topology(topology)
+        self.limb_lengths = LimbLengths(topology.skeleton, joints)
         self.posed_template = PosedTemplate(
             topology.skeleton, joints, topology.template[level.vertex_index]
         )
@@ -145,7 +148,7 @@ class GuidedGraphormer(nn.Module):
             norm=nn.LayerNorm(D),
             enable_nested_tensor=False,
         )
-        self.joint_head = nn.Linear(D, 6)
+        self.joint_head = nn.Linear(D, 7)
         self.camera_head = nn.Linear(D, 3)
         self.side_head = nn.Linear(FEATURE_CHANNELS[-1], 1)
         self.mesh_encoder = GraphormerEncoder(
@@ -186,7 +189,6 @@ class GuidedGraphormer(nn.Module):
         for module in self.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = self.config.batch_norm_momentum
-
         for module in self._frozen():
             module.requires_grad_(False)
 
@@ -215,9 +217,9 @@ class GuidedGraphormer(nn.Module):
         heat_uv = soft_argmax(heat_logits)
         joint_BJD, grid_BGD, pooled = self._queries(maps[-1], neck, heat_uv, heat_logits)
         camera = self._camera(pooled)
-        uv, depth_offset, inside_logits = self._read_joints(joint_BJD, heat_uv)
-        joints = self._lift(uv, depth_offset, camera)
-        joints, coarse = self._mesh(joints, joint_BJD, grid_BGD)
+        read = self._read_joints(joint_BJD, heat_uv)
+        lifted = self._lift(read, camera)
+        joints, coarse = self._mesh(lifted, read.length_factor, joint_BJD, grid_BGD)
         full = slice(0, 0) if self.training else slice(None)
         vertices = regress(coarse, self.up_index[full], self.up_weight[full])
         sharpness = peak_share(heat_logits, heat_uv)
@@ -225,10 +227,10 @@ class GuidedGraphormer(nn.Module):
             joints=joints,
             coarse=coarse,
             vertices=vertices,
-            joints_2d=(uv + 1) * (S / 2),
-            confidence=inside_logits.sigmoid() * sharpness,
+            joints_2d=from_signed(read.uv, S),
+            confidence=read.inside_logits.sigmoid() * sharpness,
             camera=camera,
-            inside_logits=inside_logits,
+            inside_logits=read.inside_logits,
             side_logits=self.side_head(maps[-1].mean((2, 3)))[:, 0].float(),
             heat_map_logits=heat_logits,
         )
@@ -254,35 +256,57 @@ class GuidedGraphormer(nn.Module):
         scale = raw[:, :1].clamp(-3, 3).exp() / self.length_scale
         return torch.cat([scale, raw[:, 1:]], 1)
 
-    def _read_joints(self, joint: Tensor, heat_uv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Correct the heat maps' places (needed outside the crop) and read what a map cannot say.
-
-        Returns:
-            Places in [-1, 1] (B, J, 2), offsets to the lifted joints (B, J, 3) in template units,
-            and logits of being inside the crop (B, J).
-        """
+    def _read_joints(self, joint: Tensor, heat_uv: Tensor) -> "_JointReading":
+        """Correct the heat maps' places (needed outside the crop), read what no map can say."""
         read = self.joint_head(joint).float()
-        return heat_uv + read[..., :2], read[..., 2:5], read[..., 5]
+        return _JointReading(
+            uv=heat_uv + read[..., :2],
+            offset=read[..., 2:5] * self.length_scale,
+            inside_logits=read[..., 5],
+            length_factor=(0.6 * read[..., 6].tanh()).exp(),
+        )
 
-    def _lift(self, uv: Tensor, offset: Tensor, camera: Tensor) -> Tensor:
+    def _lift(self, read: "_JointReading", camera: Tensor) -> Tensor:
         """Un-project places with the camera's scale, relative to the root, and add the offsets."""
-        flat = (uv - self._root(uv)) / camera[:, None, :1]
-        return F.pad(flat, (0, 1)) + offset * self.length_scale
+        flat = (read.uv - self._root(read.uv)) / camera[:, None, :1]
+        return F.pad(flat, (0, 1)) + read.offset
 
-    def _mesh(self, joints: Tensor, joint: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """Run the Graphormer encoder on joints, vertices and grid; refine all of them."""
-        B, J, _ = joints.shape
+    def _mesh(
+        self, lifted: Tensor, length_factor: Tensor, joint: Tensor, grid: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run the Graphormer encoder on joints, vertices and grid.
+
+        Its joints are offsets to the lifted joints, of which limb directions are kept; its vertices
+        are offsets to the template as posed by the joints.
+        """
+        B, J, _ = lifted.shape
         features = torch.cat([joint, self.anchor_NJ.to(joint.dtype) @ joint, grid], 1)
-        anchors = torch.cat([joints, self.posed_template(joints)], 1)
         template = torch.cat([self.template_J3, self.template_N3]).expand(B, -1, -1)
         places = F.pad(template, (0, 0, 0, grid.shape[1])).to(features.dtype)
-        offsets = self.mesh_encoder(torch.cat([places, features], -1))[:, : anchors.shape[1]]
-        refined = anchors + offsets.float() * self.length_scale
-        refined = refined - self._root(refined)
-        return refined[:, :J], refined[:, J:]
+        tokens = self.mesh_encoder(torch.cat([places, features], -1))
+        offsets = tokens[:, : template.shape[1]].float() * self.length_scale
+        joints = self.limb_lengths(lifted + offsets[:, :J], length_factor)
+        joints = joints - self._root(joints)
+        return joints, self.posed_template(joints) + offsets[:, J:]
 
     def _root(self, points: Tensor) -> Tensor:
         return points[:, list(self.root_joints)].mean(1, keepdim=True)
+
+
+class _JointReading(NamedTuple):
+    """What is read off each joint's query.
+
+    Attributes:
+        uv: (B, J, 2) places in [-1, 1] of the crop.
+        offset: (B, J, 3) metres, added to the lifted joint.
+        inside_logits: (B, J) logit of being inside the crop.
+        length_factor: (B, J) length of the limb that ends in the joint, over the template's.
+    """
+
+    uv: Tensor
+    offset: Tensor
+    inside_logits: Tensor
+    length_factor: Tensor
 
 
 def joint_blend(vertices_N3: Tensor, joints_J3: Tensor, neighbours: int) -> Tensor:

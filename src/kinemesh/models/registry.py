@@ -5,7 +5,6 @@ A weight file is one safetensors file with everything that prediction needs: the
 how to build the network. A card (JSON, same name) stands beside it.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from kinemesh.bodies.topology import Topology, strip_prefix
 from kinemesh.errors import InputError
-from kinemesh.files import atomic_path, write_json
+from kinemesh.files import atomic_path, sha256, write_json
 from kinemesh.models.guided_graphormer import GuidedGraphormer, GuidedGraphormerConfig
 
 FORMAT = 1
@@ -118,12 +117,6 @@ def weight_path(name: str | Path) -> Path:
 def cards() -> list[dict[str, Any]]:
     """Cards of all shipped models, by name."""
     return [json.loads(path.read_text("utf-8")) for path in sorted(WEIGHTS_DIR.glob("*.json"))]
-
-
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _compact(value: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class MeshLossWeights:
     """Cross-entropy of the heat maps of joints inside the crop."""
     reprojection: float = 0.5
     """L1 of joints projected with the predicted weak-perspective camera."""
-    edges: float = 2.0
+    edges: float = 8.0
     """L1 of coarse edge lengths."""
     inside: float = 0.1
     """Binary cross-entropy of a joint being inside the crop."""

@@ -35,6 +35,9 @@ MIRROR_PROBABILITY = 0.5
 OTHER_LEGS_PROBABILITY = 0.35
 OTHER_ARM_PROBABILITY = 0.35
 NOISE_RAD = 0.04
+CALM_PROBABILITY = 0.4
+"""Share of poses drawn part of the way to the rest pose: the library was chosen for variety, so it
+holds few of the quiet stances that most photos show."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,8 @@ def sample_body_pose(
         )
         raise InputError(message)
     vectors = torch.from_numpy(_draw_vectors(rng, library))
+    if rng.random() < CALM_PROBABILITY:
+        vectors = vectors * rng.uniform(0.2, 0.8)
     pose = torch.eye(3).repeat(len(rig.bones), 1, 1)
     pose[[rig.bones.index(name) for name in library.bones]] = axis_angle_to_matrix(vectors)
     for bone, rotation in relaxed_fingers(rng, rig).items():

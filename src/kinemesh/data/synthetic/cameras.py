@@ -95,16 +95,16 @@ def sample_hand_view(
         resolution: side S of the crop in pixels.
     """
     rotation = _random_rotation(rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         rotation = _face_palm_or_back(rng, joints)
     along = rotation @ (joints[9] - joints[0])
     current = np.arctan2(along[0], -along[1])
-    upright = rng.random() < 0.75
-    wanted = rng.normal(0, np.radians(50)) if upright else rng.uniform(-np.pi, np.pi)
+    upright = rng.random() < 0.85
+    wanted = rng.normal(0, np.radians(40)) if upright else rng.uniform(-np.pi, np.pi)
     rotation = (_about_z(wanted - current) @ rotation).astype(np.float32)
     framing = Framing(
         distance_m=rng.uniform(0.35, 1.5),
-        fill=rng.uniform(0.45, 0.95) if rng.random() < 0.93 else rng.uniform(0.95, 1.2),
+        fill=rng.uniform(0.55, 0.95) if rng.random() < 0.93 else rng.uniform(0.95, 1.2),
         shift=np.clip(rng.normal(0, 0.06, 2), -0.15, 0.15).astype(np.float32),
     )
     return frame_subject(points, joints, rotation, framing, resolution)
