@@ -15,10 +15,10 @@ from kinemesh.models.efficientnet_lite import (
     EfficientNetLite0,
     InvertedResidual,
     SamePadConv2d,
-    load_imagenet,
     normalise,
     same_padding,
 )
+from kinemesh.models.pretrained import load_imagenet
 from tests.tolerances import TOL
 
 needs_weights = pytest.mark.skipif(

@@ -70,4 +70,4 @@ def test_evaluate_prints_its_protocol():
     assert "PA-MPVPE" in text
     assert "constant mean shape" in text
     assert "4 samples" in text
-    assert "held out" in text
+    assert "test split" in text

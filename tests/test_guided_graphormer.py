@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from kinemesh.bodies import load_topology
+from kinemesh.errors import InputError
+from kinemesh.geometry.heat_maps import peak_share
 from kinemesh.models.guided_graphormer import (
     GuidedGraphormer,
     GuidedGraphormerConfig,
     joint_blend,
-    peak_share,
 )
 from tests.tolerances import TOL
 
@@ -115,3 +116,23 @@ def test_frozen_blocks_keep_their_values():
     frozen = ("_conv_stem", "_bn0", "_blocks.0.", "_blocks.1.", "_blocks.2.")
     assert changed
     assert not [name for name in changed if name.startswith(frozen)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"resolution": 100}, {"heads": 5}, {"mesh_heads": 3}, {"frozen_blocks": 17}],
+    ids=lambda change: next(iter(change)),
+)
+def test_impossible_sizes_are_refused(change):
+    with pytest.raises(InputError, match=r"network\."):
+        replace(TINY, **change)
+
+
+def test_geometry_stays_exact_in_mixed_precision(network):
+    network.eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        output = network(image)
+    assert output.joints.dtype == output.vertices.dtype == torch.float32
+    root = output.joints[:, list(network.root_joints)].mean(1)
+    assert root.abs().max() < 1e-6

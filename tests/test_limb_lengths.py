@@ -45,6 +45,19 @@ def test_a_shrunken_finger_is_stretched_and_its_neighbour_stays():
     assert torch.allclose(rebuilt - rebuilt[:1], topology.template_joints, atol=1e-5)
 
 
+def test_the_palm_turns_as_one_piece():
+    topology = load_topology("anny-hand")
+    joints, index = topology.template_joints, topology.skeleton.index
+    turn = axis_angle_to_matrix(torch.tensor([1.2, 0.4, -0.3]))
+    narrow = joints @ turn.T
+    knuckles = [index(f"{name}_1") for name in ("index", "middle", "ring", "pinky")]
+    middle = narrow[knuckles].mean(0)
+    narrow[knuckles] = middle + 0.3 * (narrow[knuckles] - middle)
+    lengths = LimbLengths(topology.skeleton, joints, softness=1e-4)
+    rebuilt = lengths(narrow[None], torch.ones(1, 21))[0]
+    assert torch.allclose(rebuilt[knuckles] - rebuilt[0], joints[knuckles] @ turn.T, atol=1e-5)
+
+
 def test_collapsed_joints_have_finite_gradients(topology):
     joints = torch.zeros(2, len(topology.skeleton), 3, requires_grad=True)
     lengths = LimbLengths(topology.skeleton, topology.template_joints)

@@ -7,13 +7,13 @@ import torch
 
 from kinemesh.errors import InputError
 from kinemesh.geometry.cameras import WeakPerspective
+from kinemesh.geometry.heat_maps import soft_argmax
 from kinemesh.losses import (
     edge_length_loss,
     heatmap_cross_entropy,
     joints_loss,
     masked_error,
     normal_consistency_loss,
-    soft_argmax,
     vertices_loss,
 )
 from kinemesh.skeletons import H36M14, METRO24, joint_map, root_position

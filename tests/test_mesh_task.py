@@ -69,6 +69,14 @@ def test_a_shift_in_depth_is_an_error_of_its_size(task_and_batch):
     assert losses["joints"].item() == pytest.approx(0.01 / task.length_scale, rel=1e-4)
 
 
+def test_the_loss_reaches_every_trainable_parameter(task_and_batch):
+    task, batch = task_and_batch
+    network = task.build_model().train()
+    task.loss(network, batch)["total"].backward()
+    without = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
 def test_mirrored_hands_count_for_the_side_only():
     recipe = debug_hand()
     recipe.augment_side = True

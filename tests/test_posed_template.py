@@ -6,13 +6,7 @@ import torch
 from kinemesh.bodies import load_topology
 from kinemesh.errors import InputError
 from kinemesh.geometry.rotations import axis_angle_to_matrix
-from kinemesh.models.posed_template import (
-    SEGMENTS,
-    PosedTemplate,
-    frame,
-    segment_weights,
-    shortest_rotation,
-)
+from kinemesh.models.posed_template import SEGMENTS, PosedTemplate, segment_weights
 from kinemesh.skeletons import get_skeleton
 
 
@@ -65,28 +59,6 @@ def test_gradient_is_finite_and_reaches_the_joints(topology, posed):
     follow(joints).square().sum().backward()
     assert torch.isfinite(joints.grad).all()
     assert (joints.grad.abs().sum((0, 2)) > 0).sum() > len(topology.skeleton) // 2
-
-
-def test_shortest_rotation_by_its_definition():
-    torch.manual_seed(0)
-    source, target = (torch.nn.functional.normalize(torch.randn(50, 3), dim=-1) for _ in range(2))
-    turn = shortest_rotation(source, target)
-    cosine = (source * target).sum(-1)
-    usable = cosine > -0.95
-    moved = (turn @ source[..., None])[..., 0]
-    assert torch.allclose(moved[usable], target[usable], atol=1e-5)
-    angle_cosine = (turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-    assert torch.allclose(angle_cosine[usable], cosine[usable], atol=1e-5)
-    opposite = shortest_rotation(source[:1], -source[:1])
-    assert torch.isfinite(opposite).all()
-
-
-def test_frame_is_a_rotation():
-    torch.manual_seed(0)
-    axis = torch.nn.functional.normalize(torch.randn(20, 3), dim=-1)
-    frames = frame(axis, torch.randn(20, 3))
-    assert torch.allclose(frames @ frames.mT, torch.eye(3).expand(20, 3, 3), atol=1e-5)
-    assert torch.allclose(torch.linalg.det(frames), torch.ones(20), atol=1e-5)
 
 
 def test_segment_weights_against_distances_by_hand():

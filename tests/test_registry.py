@@ -74,6 +74,29 @@ def test_missing_tensors_are_named(saved, tmp_path):
         registry.load_model(broken)
 
 
+def test_files_of_another_version_are_refused(saved, tmp_path):
+    path, _ = saved
+    tensors, record = registry._read(path)
+    other = tmp_path / "other.safetensors"
+    reshaped = {**tensors, "model.joint_head.weight": torch.zeros(6, 32)}
+    save_file(reshaped, other, {"kinemesh": json.dumps(record)})
+    with pytest.raises(InputError, match=r"another version"):
+        registry.load_model(other)
+    config = {**record["config"], "new_option": 1}
+    save_file(tensors, other, {"kinemesh": json.dumps({**record, "config": config})})
+    with pytest.raises(InputError, match=r"new_option"):
+        registry.load_model(other)
+
+
+def test_a_damaged_card_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "WEIGHTS_DIR", tmp_path)
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(InputError, match=r"broken\.json"):
+        registry.cards()
+    with pytest.raises(InputError, match="No model named"):
+        registry.load_model("body")
+
+
 @pytest.mark.parametrize("name", ["body", "hand"])
 def test_shipped_models_load_and_match_their_cards(name):
     network, _, record = registry.load_model(name)
@@ -81,6 +104,7 @@ def test_shipped_models_load_and_match_their_cards(name):
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["sha256"] == sha256(path)
     assert card["license"]
+    assert not [v for v in card["recipe"].values() if str(v).startswith("/")]
     assert record["task"] == name
     assert path.stat().st_size < 16e6
     assert not network.training

@@ -1,5 +1,7 @@
 import contextlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from kinemesh.errors import InputError
-from kinemesh.training import Interrupted, train
+from kinemesh.training import Interrupted, TrainingDiverged, train
 from kinemesh.training import checkpoints as checkpoints_module
 from kinemesh.training.checkpoints import atomic_folder, read_checkpoint, write_checkpoint
 from tests.training_worker import Plane, plane
@@ -39,13 +41,19 @@ def assert_same_run(one, other):
     assert all(torch.equal(best[0][name], best[1][name]) for name in best[0])
 
 
-def train_and_kill(output, changes, after_rows):
-    """Train in another process and kill it with -9 once the log has so many rows."""
+@contextlib.contextmanager
+def training_elsewhere(output, changes, after_rows):
+    """Train in a process group of its own; yields the process once the log has so many rows.
+
+    At the end the group has to vanish: every member holds the pipe, so its end means that none is
+    left. Torch's watchdog looks every five seconds.
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.training_worker", str(output), json.dumps(changes), "0.05"],
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
@@ -54,9 +62,19 @@ def train_and_kill(output, changes, after_rows):
                 break
         time.sleep(0.01)
     assert process.poll() is None, process.stderr.read()
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.close()
+    try:
+        yield process
+        process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def train_and_kill(output, changes, after_rows):
+    """Train in another process and kill it with -9 once the log has so many rows."""
+    with training_elsewhere(output, changes, after_rows) as process:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -69,6 +87,15 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, workers):
     train(plane(tmp_path / "killed", **changes))
     train(plane(tmp_path / "whole"))
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_the_group_with_workers_writes_a_checkpoint(tmp_path, number):
+    changes = {"workers": 2, "checkpoint_every": 1000, "steps": 1000}
+    with training_elsewhere(tmp_path, changes, after_rows=5) as process:
+        os.killpg(process.pid, number)
+    assert process.returncode == 130
+    assert read_checkpoint(tmp_path / "last")[1]["step"] == rows(tmp_path)[-1]["step"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"channels_last": True}, {"mixed_precision": "bf16"}])
@@ -119,6 +146,64 @@ def test_changed_recipe_continues_when_the_checkpoint_is_named(tmp_path):
     new = rows(tmp_path / "b")
     assert [row["step"] for row in new] == list(range(11, 21))
     assert max(row["lr"] for row in new) < 0.002  # the new peak counts, not the saved one
+
+
+def test_killed_branch_continues_from_its_own_checkpoint(tmp_path, capsys):
+    train(plane(tmp_path / "a", steps=10))
+    branch = {"resume": str(tmp_path / "a" / "last")}
+    train_and_kill(tmp_path / "b", branch, after_rows=13)
+    saved = read_checkpoint(tmp_path / "b" / "last")[1]
+    assert 20 <= saved["step"] < 40
+    assert saved["resumed_from"] == str((tmp_path / "a" / "last").resolve())
+    capsys.readouterr()
+    train(plane(tmp_path / "b", resume=tmp_path / "a" / "last"))
+    assert f"Resuming from '{tmp_path}/b/last' at step {saved['step']}." in capsys.readouterr().err
+    train(plane(tmp_path / "whole", resume=tmp_path / "a" / "last"))
+    assert_same_run(tmp_path / "b", tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "b")] == list(range(11, 41))
+
+
+def test_branch_killed_before_its_first_checkpoint_starts_over(tmp_path, monkeypatch):
+    train(plane(tmp_path / "a", steps=10))
+    settings = {"resume": tmp_path / "a" / "last", "validate_every": 3}
+    monkeypatch.setattr(Plane, "nan_at", 9)  # at step 19, after the validation of step 18
+    with pytest.raises(TrainingDiverged):
+        train(plane(tmp_path / "b", **settings))
+    assert not (tmp_path / "b" / "last").exists()
+    monkeypatch.undo()
+    train(plane(tmp_path / "b", **settings))
+    train(plane(tmp_path / "whole", **settings))
+    assert_same_run(tmp_path / "b", tmp_path / "whole")
+
+
+def test_branch_is_held_to_its_own_recipe_wherever_its_origin_went(tmp_path):
+    train(plane(tmp_path / "a", steps=10))
+    named = tmp_path / "a" / "last"
+    with pytest.warns(UserWarning, match="batch_size"):
+        train(plane(tmp_path / "b", steps=20, batch_size=4, resume=named))
+    with pytest.raises(InputError, match="batch_size: 4 in the checkpoint, 8 now"):
+        train(plane(tmp_path / "b", steps=30, resume=named))
+    shutil.rmtree(tmp_path / "a")
+    assert train(plane(tmp_path / "b", steps=30, batch_size=4, resume=named)).step == 30
+    assert train(plane(tmp_path / "b", steps=32, batch_size=4)).step == 32
+    assert train(plane(tmp_path / "b", steps=34, batch_size=4, resume=named)).step == 34
+
+
+def test_branching_into_a_folder_with_another_run_is_refused(tmp_path):
+    train(plane(tmp_path / "a", steps=10))
+    train(plane(tmp_path / "b", steps=10, keep_history=1))
+    log = (tmp_path / "b" / "log.jsonl").read_bytes()
+    for named in (tmp_path / "a" / "last", tmp_path / "b" / "step-0000010"):
+        with pytest.raises(InputError, match="began from nothing and not from"):
+            train(plane(tmp_path / "b", resume=named))
+    assert (tmp_path / "b" / "log.jsonl").read_bytes() == log
+
+
+def test_going_back_to_a_numbered_copy_keeps_the_rows_before_it(tmp_path):
+    train(plane(tmp_path, steps=20, keep_history=2))
+    shutil.rmtree(tmp_path / "last")
+    assert train(plane(tmp_path, steps=15, resume=tmp_path / "step-0000010")).step == 15
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 16))
 
 
 def test_another_network_is_refused(tmp_path):

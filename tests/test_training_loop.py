@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -276,6 +277,20 @@ def test_batch_is_a_function_of_the_step(workers):
     assert torch.equal(before.tensors["torch"], after.tensors["torch"])
 
 
+class Threads(Points):
+    """Samples tell how many threads their process may use."""
+
+    def __getitem__(self, index):
+        return torch.tensor([cv2.getNumThreads(), torch.get_num_threads()])
+
+
+def test_a_worker_has_one_thread():
+    before = (cv2.getNumThreads(), torch.get_num_threads())
+    batches = StepBatches(Threads(), torch.utils.data.default_collate, batch_size=1, seed=0)
+    assert next(step_loader(batches, 0, 1, workers=1, pin_memory=False)).tolist() == [[1, 1]]
+    assert (cv2.getNumThreads(), torch.get_num_threads()) == before
+
+
 def test_samples_are_fetched_together_where_the_dataset_can():
     class Together(Points):
         def __getitems__(self, indices):
@@ -354,11 +369,45 @@ def test_throughput_leaves_pauses_out(monkeypatch):
 # Many processes ------------------------------------------------------------------------------
 
 
-def launch(output, changes):
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    options = f"--nproc_per_node 2 --master_port {port} -m tests.training_worker"
+        return probe.getsockname()[1]
+
+
+def start_pair(output, changes):
+    """Two processes with the environment that a launcher gives them, but without its start-up."""
+    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.training_worker", str(output), json.dumps(changes), "0"],
+            cwd=REPOSITORY,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+
+
+def test_two_processes_share_the_batch_and_average(tmp_path):
+    pair = start_pair(tmp_path / "two", {"linear": True, "noise": 0.0, "batch_size": 4, "steps": 3})
+    train(plane(tmp_path / "one", linear=True, noise=0.0, batch_size=8, steps=3))
+    says = [process.communicate(timeout=120)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], says
+    two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
+    assert [row["step"] for row in two] == [1, 2, 3]
+    for name in ("total", "grad_norm"):
+        losses = [[row["losses"][name] for row in run] for run in (two, one)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert len(read_checkpoint(tmp_path / "two" / "last")[1]["random"]) == 2
+    assert "step 3/3" in says[0]
+    assert "step 3/3" not in says[1]  # the main process alone speaks
+
+
+def launch(output, changes):
+    options = f"--nproc_per_node 2 --master_port {free_port()} -m tests.training_worker"
     command = [sys.executable, "-m", "torch.distributed.run", *options.split()]
     finished = subprocess.run(
         [*command, str(output), json.dumps(changes), "0"],

@@ -121,4 +121,7 @@ def plane(output, **changes):
 
 if __name__ == "__main__":
     Plane.seconds_a_step = float(sys.argv[3])
-    train(plane(sys.argv[1], **json.loads(sys.argv[2])))
+    changes = json.loads(sys.argv[2])
+    if "resume" in changes:
+        changes["resume"] = Path(changes["resume"])
+    train(plane(sys.argv[1], **changes))

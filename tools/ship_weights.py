@@ -17,6 +17,7 @@ from kinemesh.models.registry import (
     parameter_count,
     save_model,
 )
+from kinemesh.training.config import FREE_TO_CHANGE
 
 ORIGIN = (
     "Backbone initialised with EfficientNet-Lite0 weights trained on ImageNet "
@@ -45,6 +46,16 @@ class Options:
     """Held-out samples to score."""
 
 
+def _settings(training: dict[str, Any]) -> dict[str, Any]:
+    """The recipe's fields that decide what was learned, not where and how it was run."""
+    decisive = {"steps", "time_limit_minutes"}
+    return {
+        name: value
+        for name, value in training["recipe"].items()
+        if name in decisive or name not in FREE_TO_CHANGE
+    }
+
+
 def ship(options: Options) -> Path:
     """Evaluate, write the weight file and its card; return the file's path."""
     network, topology, record = load_model(options.weights)
@@ -66,7 +77,7 @@ def ship(options: Options) -> Path:
         "origin": ORIGIN,
         "data": DATA[task],
         "limits": LIMITS[task],
-        "recipe": {"name": f"synthetic-{task}", "step": training["step"], **training["recipe"]},
+        "recipe": {"name": f"synthetic-{task}", "step": training["step"], **_settings(training)},
         "scores": evaluation.to_dict()["scores"],
         "mean_shape_scores": evaluation.to_dict()["mean_shape"],
         "evaluated_with": f"kinemesh eval {task} synthetic-{task} --count {options.count}",

@@ -25,6 +25,8 @@ Images = Annotated[
 ]
 Boxes = Annotated[str | None, tyro.conf.arg(metavar="'X,Y,W,H;...'|FILE.json")]
 Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")]
+Task = Annotated[Literal["body", "hand"] | None, tyro.conf.arg(metavar="body|hand")]
+Side = Annotated[Literal["left", "right", "auto"] | None, tyro.conf.arg(metavar="left|right|auto")]
 Pixels = Annotated[float | None, tyro.conf.arg(metavar="PIXELS")]
 
 PREDICT_HELP = """Find people or hands in photos; write pictures, meshes and numbers.
@@ -67,17 +69,17 @@ EVAL_HELP = """Score a model on held-out samples, beside a constant mean shape.
 
 Examples:
   kinemesh eval hand synthetic-hand
-  kinemesh eval runs/trial/best.safetensors synthetic-hand --count 256
+  kinemesh eval runs/trial/best/weights.safetensors synthetic-hand --count 256
 """
 
 
 def predict(
     images: Images,
     out: Path = Path("out"),
-    task: Literal["body", "hand"] = "body",
+    task: Task = None,
     model: Model = None,
     boxes: Boxes = None,
-    side: Literal["left", "right", "auto"] = "right",
+    side: Side = None,
     focal_px: Pixels = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     save: tuple[SaveFormat, ...] = ALL_FORMATS,
@@ -89,10 +91,10 @@ def predict(
     Args:
         images: Image files, folders, or patterns in quotes.
         out: Folder for the results; made if it is not there.
-        task: What to look for.
+        task: What to look for; without it what the model recovers, or bodies without a model too.
         model: A model from `kinemesh models` or a .safetensors file, in place of the default one.
         boxes: Where the people are; without it each image is one crop. Left, top, width, height.
-        side: For hands: which one is shown; auto tries both.
+        side: For hands: which one is shown, right if left out; auto tries both.
         focal_px: Focal length; else taken from EXIF, else the diagonal of the image.
         device: Where the network runs.
         save: Files to write for each image.
@@ -107,12 +109,13 @@ def predict(
     table = None if boxes is None else read_boxes(boxes)
     check_folder(out)
     _keep_boxes_file(boxes, out, output_stems(paths), save)
-    predictor = kinemesh.load(model or task, device)
+    predictor = kinemesh.load(model or task or "body", device)
+    _check_task(predictor.task, task, side)
 
     def process(path: Path, stem: str) -> list[Path]:
         photo = load_image(path)
         wanted = None if table is None else table.for_image(path)
-        people = predictor.predict(photo, wanted, side, focal_px)
+        people = predictor.predict(photo, wanted, side or "right", focal_px)
         return kinemesh.save(
             people,
             photo,
@@ -159,17 +162,13 @@ def train(arguments: Sequence[str]) -> int:
 
     try:
         run_recipe(recipe)
-    except Interrupted as stop:
-        print(stop, file=sys.stderr)
+    except Interrupted:  # the trainer has said so, and where the checkpoint is
         return 130
     return 0
 
 
 def data_sheet(
-    name: Annotated[
-        tyro.conf.Positional[Literal["synthetic-hand", "synthetic-body"]],
-        tyro.conf.arg(metavar="synthetic-hand|synthetic-body"),
-    ],
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")],
     out: Path | None = None,
     count: int = 48,
     seed: int = 0,
@@ -177,19 +176,24 @@ def data_sheet(
     """Draw samples of a data set with their labels.
 
     Args:
-        name: Data set.
+        name: synthetic-hand or synthetic-body.
         out: Picture to write, .png or .jpg; by default the name of the data set with .png.
         count: Number of samples.
         seed: Seed of the data set.
     """
     from kinemesh.data.sheet import contact_sheet
     from kinemesh.data.synthetic import SyntheticDataset
+    from kinemesh.evaluation import DATASETS
 
+    if name not in DATASETS:
+        raise InputError(
+            f"There is no data set '{name}'{_did_you_mean(name, DATASETS)}. "
+            f"Data sets: {', '.join(DATASETS)}."
+        )
     out = out or Path(f"{name}.png")
     if out.suffix.lower() not in (".png", ".jpg"):
         raise InputError(f"--out must end in .png or .jpg, found '{out}'.")
-    kind: Literal["hand", "body"] = "hand" if name == "synthetic-hand" else "body"
-    _write_picture(out, contact_sheet(SyntheticDataset(kind, seed=seed), count))
+    _write_picture(out, contact_sheet(SyntheticDataset(DATASETS[name], seed=seed), count))
     print(f"{count} samples in {out}")
     return 0
 
@@ -227,19 +231,16 @@ def evaluate(
 
 
 def models() -> int:
-    """List the shipped models with licence, size and scores."""
-    from rich.table import Table
-
+    """Show the cards of the shipped models: licence, training data, size and scores."""
     from kinemesh.models.registry import cards
 
     found = cards()
     if not found:
         print("No model is shipped in this installation. Look closer with: kinemesh doctor")
         return 1
-    table = Table("name", "task", "licence", "input", "parameters", "scores", title="models")
+    console = _console()
     for card in found:
-        table.add_row(*(_card_cell(card, key) for key in _CARD_KEYS))
-    _console().print(table)
+        console.print(_card_table(card))
     return 0
 
 
@@ -357,13 +358,29 @@ def _did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def _check_task(found: str, task: str | None, side: str | None) -> None:
+    """Refuse options that the loaded model would silently ignore."""
+    if task is not None and task != found:
+        raise InputError(
+            f"--task is {task}, but the model given with --model recovers a {found}. "
+            "Leave --task out, or choose another model from: kinemesh models"
+        )
+    if side is not None and found != "hand":
+        raise InputError(
+            f"--side {side} is for hands, but the model recovers a {found}. "
+            "Add --task hand, or leave --side out."
+        )
+
+
 def _keep_boxes_file(
     boxes: str | None, out: Path, stems: Sequence[str], save: Sequence[str]
 ) -> None:
     """Refuse to write results over the file that the boxes come from."""
-    if boxes is None or "json" not in save or not Path(boxes).is_file():
+    from kinemesh.inference.boxes import is_boxes_file
+
+    if boxes is None or "json" not in save or not is_boxes_file(boxes):
         return
-    if Path(boxes).resolve() in {(out / f"{stem}.json").resolve() for stem in stems}:
+    if Path(boxes.strip()).resolve() in {(out / f"{stem}.json").resolve() for stem in stems}:
         raise InputError(
             f"The results would overwrite the boxes in '{boxes}'. Choose another folder with --out."
         )
@@ -390,22 +407,50 @@ def _print_recipes() -> None:
         print(f"  {name:<18}{(recipe.__doc__ or '').splitlines()[0]}")
 
 
-_CARD_KEYS = ("name", "task", "license", "resolution", "parameters", "scores")
+_CARD_ROWS = {
+    "task": "task",
+    "architecture": "architecture",
+    "mesh": "mesh",
+    "skeleton": "skeleton",
+    "resolution": "input",
+    "parameters": "parameters",
+    "license": "licence",
+    "data": "training data",
+    "origin": "origin",
+    "limits": "limits",
+    "scores": "scores",
+    "mean_shape_scores": "a constant mean shape",
+    "evaluated_with": "scored with",
+    "sha256": "SHA-256",
+}
+"""Keys of a card that are shown, and what each is called."""
 
 
-def _card_cell(card: dict[str, Any], key: str) -> str:
-    value = card.get(key, "")
-    if isinstance(value, dict):
-        return "\n".join(f"{name}: {item}" for name, item in value.items())
-    if isinstance(value, list):
-        return "\n".join(_score(item) for item in value)
-    return f"{value:,}" if key == "parameters" and isinstance(value, int) else str(value)
+def _card_table(card: dict[str, Any]) -> Any:
+    """One card as two columns without borders, which any width can wrap."""
+    from rich.table import Table
+
+    title = f"[bold]{_plain(str(card['name']))}[/]"
+    table = Table(box=None, title=title, title_justify="left", show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, heading in _CARD_ROWS.items():
+        if key in card:
+            table.add_row(heading, _plain(_card_value(key, card[key])))
+    table.add_row()
+    return table
 
 
-def _score(report: Any) -> str:
-    if isinstance(report, dict) and {"metric", "value", "unit"} <= report.keys():
-        return f"{report['metric']} {report['value']:.1f} {report['unit']}"
-    return str(report)
+def _card_value(key: str, value: Any) -> str:
+    from kinemesh.metrics import MetricReport
+
+    if key in ("scores", "mean_shape_scores"):
+        return "\n".join(str(MetricReport(**item)) for item in value)
+    if key == "resolution":
+        return f"{value} x {value} pixels"
+    if key == "sha256":
+        return f"{value[:16]}... (kinemesh doctor compares it with the file)"
+    return f"{value:,}" if key == "parameters" else str(value)
 
 
 def _write_picture(path: Path, pixels: Any) -> None:

@@ -5,8 +5,9 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from kinemesh.files import sha256
 
 Status = Literal["ok", "missing", "broken"]
 _WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
+_WHERE = "mend it in the folder with kinemesh's pyproject.toml"
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Check:
     Attributes:
         group: "system", "core", "extra" or "weights".
         name: What was looked at.
-        status: "missing" is fine for an extra; "broken" is never fine.
-        detail: Version, device or problem.
-        mend: Command that mends it, empty where nothing is wrong.
+        status: "missing" is fine for an extra; "broken" is there but not usable.
+        detail: Version, device or problem, and where the command is to be run if that matters.
+        mend: Command that mends it, ready to paste; empty where nothing is wrong.
     """
 
     group: str
@@ -65,35 +67,97 @@ def _packages() -> Iterator[Check]:
         requirements = importlib.metadata.requires("kinemesh") or []
     except importlib.metadata.PackageNotFoundError:
         mend = "pip install -c constraints.txt -e ."
-        yield Check("core", "kinemesh", "broken", "runs from a folder, is not installed", mend)
+        yield Check("core", "kinemesh", "broken", f"not installed; {_WHERE}", mend)
         return
-    for requirement in requirements:
-        package, extra = parse_requirement(requirement)
-        if package != "kinemesh":
-            yield _package(requirement, package, extra)
+    for requirement in join_requirements(requirements):
+        if requirement.package != "kinemesh":
+            yield _package(requirement)
 
 
-def parse_requirement(requirement: str) -> tuple[str, str | None]:
-    """Package and extra of a line such as ``roma>=1.5; extra == "train"``."""
-    package = re.match(r"[A-Za-z0-9._-]+", requirement)
-    extra = re.search(r"""extra\s*==\s*['"]([^'"]+)['"]""", requirement)
-    return package.group() if package else requirement, extra.group(1) if extra else None
+@dataclass(frozen=True)
+class Requirement:
+    """A package that kinemesh uses.
+
+    Attributes:
+        package: Its name.
+        specifier: Versions that will do, such as ``>=0.6.2,<0.7``; empty for any.
+        extras: Extras of kinemesh that ask for it; none if the core does.
+    """
+
+    package: str
+    specifier: str
+    extras: tuple[str, ...] = ()
 
 
-def _package(requirement: str, package: str, extra: str | None) -> Check:
-    group, name = ("core", package) if extra is None else ("extra", f"{package} [{extra}]")
+def parse_requirement(line: str) -> Requirement:
+    """Read a line such as ``roma>=1.5; extra == "train"``."""
+    wanted, _, marker = line.partition(";")
+    parts = re.match(r"\s*([A-Za-z0-9._-]+)\s*(?:\[[^\]]*\])?(.*)", wanted)
+    package, specifier = parts.groups() if parts else (wanted, "")
+    extras = re.findall(r"""extra\s*==\s*['"]([^'"]+)['"]""", marker)
+    return Requirement(package, re.sub(r"[\s()]", "", specifier), tuple(extras))
+
+
+def join_requirements(lines: Iterable[str]) -> list[Requirement]:
+    """One requirement a package: all its specifiers, and all its extras unless the core asks."""
+    joined: dict[str, Requirement] = {}
+    for new in map(parse_requirement, lines):
+        old = joined.get(new.package, new)
+        parts = dict.fromkeys([*old.specifier.split(","), *new.specifier.split(",")])
+        extras = tuple(dict.fromkeys([*old.extras, *new.extras]))
+        joined[new.package] = Requirement(
+            new.package, ",".join(filter(None, parts)), extras if old.extras and new.extras else ()
+        )
+    return list(joined.values())
+
+
+def fits(version: str, specifier: str) -> bool:
+    """Whether a version satisfies a specifier such as ``>=0.6.2,<0.7``."""
     try:
-        return Check(group, name, "ok", importlib.metadata.version(package))
+        from packaging.specifiers import SpecifierSet  # noqa: PLC0415
+    except ImportError:
+        return fits_by_numbers(version, specifier)
+    return SpecifierSet(specifier).contains(version, prereleases=True)
+
+
+def fits_by_numbers(version: str, specifier: str) -> bool:
+    """`fits` without the package ``packaging``, which kinemesh does not require.
+
+    Compares the numbers alone, so ``2.6rc1`` counts as 2.6, and leaves operators out that
+    kinemesh does not use.
+    """
+    compare = {">=": ge, "<=": le, "==": eq, "!=": ne, ">": gt, "<": lt}
+    clauses = re.findall(r"(>=|<=|==|!=|>|<)([0-9.]+)", specifier)
+    return all(compare[sign](_numbers(version), _numbers(bound)) for sign, bound in clauses)
+
+
+def _numbers(version: str) -> list[int]:
+    found = re.match(r"\d+(?:\.\d+)*", version)
+    numbers = [int(part) for part in found.group().split(".")] if found else []
+    while numbers and numbers[-1] == 0:  # 1.0 is 1
+        numbers.pop()
+    return numbers
+
+
+def _package(requirement: Requirement) -> Check:
+    package, extras = requirement.package, requirement.extras
+    group, name = ("extra", f"{package} [{', '.join(extras)}]") if extras else ("core", package)
+    mend = f"pip install '{package}{requirement.specifier}'"
+    try:
+        version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        wanted = requirement.partition(";")[0].strip()
-        return Check(group, name, "missing", "not installed", f"pip install '{wanted}'")
+        return Check(group, name, "missing", "not installed", mend)
+    if not fits(version, requirement.specifier):
+        detail = f"{version}, but kinemesh needs {requirement.specifier}"
+        return Check(group, name, "broken", detail, mend)
+    return Check(group, name, "ok", version)
 
 
 def _weights(folder: Path) -> Iterator[Check]:
     cards = sorted(folder.glob("*.json"))
     if not cards:
         detail = f"no model in {folder}"
-        yield Check("weights", "shipped models", "missing", detail, _reinstall())
+        yield Check("weights", "shipped models", "missing", f"{detail}; {_WHERE}", _reinstall())
     for card in cards:
         yield _weight_file(card)
 
@@ -101,17 +165,19 @@ def _weights(folder: Path) -> Iterator[Check]:
 def _weight_file(card: Path) -> Check:
     weights = card.with_suffix(".safetensors")
     if not weights.is_file():
-        return Check("weights", card.stem, "missing", f"{weights.name} is not there", _reinstall())
+        detail = f"{weights.name} is not there; {_WHERE}"
+        return Check("weights", card.stem, "missing", detail, _reinstall())
     try:
         expected = json.loads(card.read_text(encoding="utf-8"))["sha256"]
     except (ValueError, KeyError, TypeError):
-        return Check("weights", card.stem, "broken", f"{card.name} has no sha256", _reinstall())
+        detail = f"{card.name} has no sha256; {_WHERE}"
+        return Check("weights", card.stem, "broken", detail, _reinstall())
     found = sha256(weights)
     if found != expected:
-        detail = f"SHA-256 is {found[:12]}..., the card says {str(expected)[:12]}..."
+        detail = f"SHA-256 is {found[:12]}..., the card says {str(expected)[:12]}...; {_WHERE}"
         return Check("weights", card.stem, "broken", detail, _reinstall())
     return Check("weights", card.stem, "ok", f"SHA-256 fits, {weights.stat().st_size / 1e6:.1f} MB")
 
 
 def _reinstall() -> str:
-    return "pip install --force-reinstall --no-deps . (in the folder of kinemesh)"
+    return "pip install --force-reinstall --no-deps ."

@@ -62,6 +62,8 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
     Raises:
         InputError: The data set is unknown, or the model was trained for another task.
     """
+    if count < 1:
+        raise InputError(f"count must be at least 1, found {count}.")
     network, topology, record = load_model(model)
     kind = DATASETS.get(dataset)
     if kind is None:
@@ -73,9 +75,9 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
         )
     held_out, training = (
         SyntheticDataset(kind, seed=seed, resolution=record["resolution"], split=split)
-        for split in ("val", "train")
+        for split in ("test", "train")
     )
-    label = f"{dataset}, held out, seed {seed}"
+    label = f"{dataset}, test split, seed {seed}"
     mean = mean_shape(batches(training, 256), topology)
     scores, baseline = [], []
     for batch in batches(held_out, count):

@@ -183,20 +183,3 @@ def heatmap_cross_entropy(
         entropy_BJ = entropy_BJ - part_x * part_y * found_BJ
     total = weight_BJ.sum()
     return (weight_BJ * entropy_BJ).sum() / torch.where(total > 0, total, 1.0)
-
-
-def soft_argmax(logits_BJhw: Tensor) -> Tensor:
-    """Mean position under the softmax of each heat map (integral regression, Sun et al. 2018).
-
-    Returns:
-        (B, J, 2) as (x, y) in signed crop coordinates: the centre of the first cell of a row of w
-        lies at 1 / w - 1, that of the last at 1 - 1 / w.
-    """
-    height, width = logits_BJhw.shape[-2:]
-    probability_BJhw = logits_BJhw.float().flatten(2).softmax(dim=-1).view(logits_BJhw.shape)
-    x_w, y_h = (
-        (torch.arange(n, device=logits_BJhw.device) + 0.5) * (2 / n) - 1 for n in (width, height)
-    )
-    x_BJ = (probability_BJhw.sum(dim=2) * x_w).sum(dim=-1)
-    y_BJ = (probability_BJhw.sum(dim=3) * y_h).sum(dim=-1)
-    return torch.stack((x_BJ, y_BJ), dim=-1)

@@ -6,7 +6,7 @@ exceptions that `CONCEPTS` lists: places that two sets call alike but measure di
 differently but measure alike. ``docs/conventions.md`` shows the sets side by side.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -125,6 +125,13 @@ def root_position(points: Tensor, skeleton: Skeleton) -> Tensor:
     """
     _check_joint_axis(points, skeleton, "points")
     return points[..., list(skeleton.root_indices()), :].mean(dim=-2, keepdim=True)
+
+
+def mean_of(skeleton: Skeleton, joints: Sequence[str]) -> Tensor:
+    """Weights (J,) that average the named joints of a skeleton."""
+    weights = torch.zeros(len(skeleton))
+    weights[[skeleton.index(name) for name in joints]] = 1 / len(joints)
+    return weights
 
 
 def _skeleton(

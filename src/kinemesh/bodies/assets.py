@@ -1,6 +1,7 @@
 """The shipped topologies and rigs: one safetensors file each, inside the package."""
 
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def asset_path(name: str) -> Path:
         raise InputError(f"name: expected one of {', '.join(ASSETS)}, found '{name}'")
     path = Path(str(resources.files("kinemesh"))) / "assets" / ASSETS[name]
     if not path.is_file():
-        raise InputError(f"{path}: the asset is missing; make it with: kinemesh data bake")
+        raise InputError(f"{path}: the asset is missing; make it with: {_bake_command(path)}")
     return path
 
 
@@ -76,6 +77,11 @@ def write_asset(path: str | Path, topology: Topology, rig: Rig, origin: dict[str
     files.write_bytes(path, content)
 
 
+def _bake_command(path: Path) -> str:
+    """The command that writes all assets beside ``path``."""
+    return f"kinemesh data bake --out {shlex.quote(str(path.parent))}"
+
+
 def _read(path: Path, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
         raise InputError(f"{path}: expected an asset file, found none; check the path")
@@ -88,6 +94,6 @@ def _read(path: Path, prefix: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if record.get("format") != FORMAT or not {"topology", "rig"} <= set(record):
         raise InputError(
             f"{path}: expected an asset of format {FORMAT}, found format {record.get('format')}; "
-            "make it again with: kinemesh data bake"
+            f"make it again with: {_bake_command(path)}"
         )
     return record, strip_prefix(tensors, prefix)

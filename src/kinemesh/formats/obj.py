@@ -2,12 +2,10 @@
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from kinemesh.files import write_bytes
-from kinemesh.formats.glb import person_name, to_y_up, vertex_normals
+from kinemesh.formats.glb import person_name, y_up_mesh
 from kinemesh.inference.person import Person
 
 
@@ -17,23 +15,14 @@ def encode_obj(people: Sequence[Person]) -> bytes:
     stream.write("# kinemesh people: metres, y up, camera of the photo at the origin\n")
     first = 1  # OBJ counts vertices from 1, through all objects
     for index, person in enumerate(people):
-        vertices = to_y_up(person.vertices)
+        vertices, normals = y_up_mesh(person)
         faces = np.repeat(person.faces + first, 2, axis=1)
         stream.write(f"o {person_name(index, person)}\n")
         stream.write(_lines("v %.5f %.5f %.5f\n", vertices))
-        stream.write(_lines("vn %.4f %.4f %.4f\n", vertex_normals(vertices, person.faces)))
+        stream.write(_lines("vn %.4f %.4f %.4f\n", normals))
         stream.write(_lines("f %d//%d %d//%d %d//%d\n", faces))
         first += len(vertices)
     return stream.getvalue().encode()
-
-
-def write_obj(path: str | Path, people: Sequence[Person]) -> None:
-    """Write `encode_obj` to a file, atomically.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
-    write_bytes(path, encode_obj(people))
 
 
 def _lines(pattern: str, rows: np.ndarray) -> str:

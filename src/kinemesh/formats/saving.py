@@ -1,7 +1,8 @@
 """All files of one photo, written together or not at all."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +32,10 @@ def save(
 ) -> list[Path]:
     """Write what was found in a photo; either all of the files or none.
 
+    All files are written under temporary names before the first is moved into place. If a move
+    fails nevertheless, the new files are taken away again; an older file of the same name that
+    was already replaced stays replaced, whole.
+
     The files are ``<stem>_overlay.png``, ``<stem>.glb``, ``<stem>.obj``, ``<stem>.json`` and
     ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ.
 
@@ -47,8 +52,9 @@ def save(
         The written files.
 
     Raises:
-        InputError: A format is unknown, the image is unreadable, or ``out_dir`` is a file.
-        OSError: The folder is not writable or the disk is full; no file was changed.
+        InputError: A format is unknown, the image is unreadable, ``out_dir`` is a file, or a folder
+            has the name of a file to write.
+        OSError: The folder is not writable or the disk is full.
     """
     photo = as_photo(image)
     if stem is None:
@@ -63,10 +69,28 @@ def save(
     folder = Path(out_dir)
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as files:
-        for file_name, content in contents.items():
-            files.enter_context(atomic_path(folder / file_name)).write_bytes(content)
-    return [folder / file_name for file_name in contents]
+    files = {folder / file_name: content for file_name, content in contents.items()}
+    _write_together(files)
+    return list(files)
+
+
+def _write_together(files: Mapping[Path, bytes]) -> None:
+    for path in files:
+        if path.is_dir():
+            raise InputError(
+                f"Expected to write the file '{path}', found a folder of that name. "
+                "Rename it, or choose another folder for the results."
+            )
+    new = [path for path in files if not os.path.lexists(path)]
+    try:
+        with ExitStack() as moves:  # moves all files when it closes, after the last was written
+            for path, content in files.items():
+                moves.enter_context(atomic_path(path)).write_bytes(content)
+    except BaseException:
+        for path in new:
+            with suppress(OSError):
+                path.unlink()
+        raise
 
 
 def _wanted(formats: Sequence[str], *, has_people: bool) -> list[SaveFormat]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kinemesh.errors import InputError
 from kinemesh.geometry.crops import from_signed
+from kinemesh.geometry.rotations import shortest_rotation
 
 MIN_DEPTH_M = 1e-3
 MIN_WEAK_SCALE = 1e-4
@@ -220,21 +221,14 @@ def ray_rotation(pixel: Tensor, camera: PerspectiveCamera) -> Tensor:
         camera: Camera of the image or images.
 
     Returns:
-        (..., 3, 3) rotation R with ``R @ (0, 0, 1)`` along the ray. From Rodrigues' formula with
-        v = z x d and c = z . d: R = I + [v] + [v]^2 / (1 + c).
+        (..., 3, 3) rotation R with ``R @ (0, 0, 1)`` along the ray, see `shortest_rotation`.
     """
     ray = camera.px_to_ray(pixel[..., None, :])[..., 0, :]
     direction = torch.nn.functional.normalize(
         torch.cat((ray, torch.ones_like(ray[..., :1])), dim=-1), dim=-1
     )
-    x, y, z = direction.unbind(-1)
-    a = 1 / (1 + z)  # z > 0 for every pixel
-    rows = (
-        torch.stack((1 - a * x * x, -a * x * y, x), dim=-1),
-        torch.stack((-a * x * y, 1 - a * y * y, y), dim=-1),
-        torch.stack((-x, -y, z), dim=-1),
-    )
-    return torch.stack(rows, dim=-2)
+    forward = direction.new_tensor([0.0, 0.0, 1.0]).expand_as(direction)
+    return shortest_rotation(forward, direction)
 
 
 def solve_translation(

@@ -100,3 +100,16 @@ def rotation_6d_to_matrix(vector: Tensor) -> Tensor:
     x = normalize(first, dim=-1)
     y = normalize(second - (x * second).sum(dim=-1, keepdim=True) * x, dim=-1)
     return torch.stack((x, y, torch.linalg.cross(x, y)), dim=-1)
+
+
+def shortest_rotation(source: Tensor, target: Tensor) -> Tensor:
+    """Rotations (..., 3, 3) by the least angle that takes unit ``source`` to unit ``target``.
+
+    R = I + [v] + [v]^2 / (1 + c) with v = source x target and c their cosine (Rodrigues). Opposite
+    vectors, which leave the axis open, give a finite matrix that is not a rotation.
+    """
+    v = torch.linalg.cross(source, target)
+    cosine = (source * target).sum(-1)
+    cross = skew(v)
+    identity = torch.eye(3, dtype=v.dtype, device=v.device)
+    return identity + cross + cross @ cross / (1 + cosine).clamp(min=1e-2)[..., None, None]

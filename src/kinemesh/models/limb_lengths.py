@@ -3,17 +3,23 @@
 Where an image leaves a limb's direction open, the prediction of least error is the mean of the
 possible places, which lies near the limb's root: limbs shrink and fingers collapse. After Sun et
 al. (Compositional Human Pose Regression, ICCV 2017) the pose is therefore read as a tree of bone
-vectors; here each keeps its direction and takes the template's length times a predicted factor.
+vectors; here each keeps its direction and takes the template's length times a predicted factor. The
+palm, whose bones hardly move against each other, turns as one piece.
 
 Shapes: B batch, J joints, P places (the joints, then means of joints), E edges of the tree.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from kinemesh.errors import InputError
-from kinemesh.skeletons import Skeleton
+from kinemesh.geometry.rotations import rotation_6d_to_matrix
+from kinemesh.skeletons import Skeleton, mean_of
 
+Joints = tuple[str, ...]
 Tree = tuple[tuple[str, str], ...]
 
 _MEANS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -40,6 +46,29 @@ _COCO_TREE: Tree = (
 )
 
 
+@dataclass(frozen=True)
+class RigidPiece:
+    """Joints that turn together, and the two directions that tell how.
+
+    Attributes:
+        joints: Joints whose limbs belong to the piece.
+        axis: Joints (from, to), each a mean, of the first direction.
+        across: Joints (from, to) of the second direction.
+    """
+
+    joints: Joints
+    axis: tuple[Joints, Joints]
+    across: tuple[Joints, Joints]
+
+
+_KNUCKLES = ("index_1", "middle_1", "ring_1", "pinky_1")
+_RIGID = {
+    "hand21": RigidPiece(
+        ("thumb_1", *_KNUCKLES), (("wrist",), _KNUCKLES), (("index_1",), ("pinky_1",))
+    )
+}
+
+
 class LimbLengths(nn.Module):
     """Rebuild joints along a tree with given limb lengths.
 
@@ -52,6 +81,9 @@ class LimbLengths(nn.Module):
 
     places_PJ: Tensor
     length_E: Tensor
+    rigid_E: Tensor
+    rigid_E3: Tensor
+    directions_2J: Tensor
 
     def __init__(self, skeleton: Skeleton, joints_J3: Tensor, softness: float = 0.05) -> None:
         super().__init__()
@@ -65,14 +97,30 @@ class LimbLengths(nn.Module):
         tree = _COCO_TREE if skeleton.name == "coco17" else _skeleton_tree(skeleton)
         self.edges = tuple((names.index(parent), names.index(child)) for parent, child in tree)
         self.joints = len(skeleton)
-        places_PJ = torch.zeros(len(names), len(skeleton))
-        places_PJ[: len(skeleton)] = torch.eye(len(skeleton))
-        for row, joints in enumerate(means.values(), start=len(skeleton)):
-            places_PJ[row, [skeleton.index(joint) for joint in joints]] = 1 / len(joints)
+        averages = [mean_of(skeleton, joints) for joints in means.values()]
+        places_PJ = torch.cat([torch.eye(len(skeleton)), *(row[None] for row in averages)])
         self.softness = softness
         self.register_buffer("places_PJ", places_PJ, persistent=False)
         length_E = self._vectors(joints_J3[None])[0].norm(dim=-1)
         self.register_buffer("length_E", length_E, persistent=False)
+        self._register_piece(skeleton, joints_J3, [child for _, child in tree])
+
+    def _register_piece(
+        self, skeleton: Skeleton, joints_J3: Tensor, children: Sequence[str]
+    ) -> None:
+        """Keep the rigid limbs of the template in the axes of their piece."""
+        piece = _RIGID.get(skeleton.name)
+        rigid_E = torch.tensor([piece is not None and child in piece.joints for child in children])
+        directions_2J = torch.zeros(2, len(skeleton))
+        rigid_E3 = torch.zeros(len(children), 3)
+        if piece is not None:
+            for row, (start, end) in enumerate((piece.axis, piece.across)):
+                directions_2J[row] = mean_of(skeleton, end) - mean_of(skeleton, start)
+            axes = rotation_6d_to_matrix((directions_2J @ joints_J3).flatten())
+            rigid_E3 = self._vectors(joints_J3[None])[0] @ axes
+        self.register_buffer("rigid_E", rigid_E, persistent=False)
+        self.register_buffer("rigid_E3", rigid_E3, persistent=False)
+        self.register_buffer("directions_2J", directions_2J, persistent=False)
 
     def forward(self, joints_BJ3: Tensor, factor_BJ: Tensor) -> Tensor:
         """Set the limb lengths.
@@ -84,19 +132,37 @@ class LimbLengths(nn.Module):
         Returns:
             (B, J, 3) in the same axes, with the root of the tree at the origin.
         """
-        factor_BE = self._at_children(factor_BJ @ self.places_PJ.T)
+        factor_BE = self._at_children(self._places(factor_BJ[..., None])[..., 0])
         length_BE = self.length_E * factor_BE
         vector_BE3 = self._vectors(joints_BJ3)
         soft = (self.softness * self.length_E).square()
         norm_BE = (vector_BE3.square().sum(-1) + soft).sqrt()
         bone_BE3 = vector_BE3 * (length_BE / norm_BE)[..., None]
+        if bool(self.rigid_E.any()):
+            turned_BE3 = self.rigid_E3 @ self._piece_axes(joints_BJ3).mT
+            rigid_BE3 = turned_BE3 * factor_BE[..., None]
+            bone_BE3 = torch.where(self.rigid_E[:, None], rigid_BE3, bone_BE3)
         places: dict[int, Tensor] = {self.edges[0][0]: torch.zeros_like(joints_BJ3[:, 0])}
         for number, (parent, child) in enumerate(self.edges):
             places[child] = places[parent] + bone_BE3[:, number]
         return torch.stack([places[joint] for joint in range(self.joints)], dim=1)
 
+    def _piece_axes(self, joints_BJ3: Tensor) -> Tensor:
+        """Axes (B, 3, 3) of the rigid piece as columns, by Gram and Schmidt, softly normalised."""
+        axis_B3, across_B3 = (self.directions_2J @ joints_BJ3).unbind(1)
+        soft = (self.softness * self.length_E.mean()).square()
+        x_B3 = axis_B3 / (axis_B3.square().sum(-1, keepdim=True) + soft).sqrt()
+        side_B3 = across_B3 - (across_B3 * x_B3).sum(-1, keepdim=True) * x_B3
+        y_B3 = side_B3 / (side_B3.square().sum(-1, keepdim=True) + soft).sqrt()
+        return torch.stack([x_B3, y_B3, torch.linalg.cross(x_B3, y_B3)], dim=-1)
+
+    def _places(self, values_BJD: Tensor) -> Tensor:
+        """(B, P, D): the joints as they are, then the means of joints."""
+        means = self.places_PJ[self.joints :] @ values_BJD
+        return torch.cat([values_BJD, means], dim=1)
+
     def _vectors(self, joints_BJ3: Tensor) -> Tensor:
-        places_BP3 = self.places_PJ @ joints_BJ3
+        places_BP3 = self._places(joints_BJ3)
         parents = [parent for parent, _ in self.edges]
         children = [child for _, child in self.edges]
         return places_BP3[:, children] - places_BP3[:, parents]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kinemesh.errors import InputError
-from kinemesh.geometry.rotations import skew
-from kinemesh.skeletons import Skeleton
+from kinemesh.geometry.rotations import rotation_6d_to_matrix, shortest_rotation
+from kinemesh.skeletons import Skeleton, mean_of
 
 Joints = tuple[str, ...]
 
@@ -130,7 +130,7 @@ class PosedTemplate(nn.Module):
             "across_KJ": across,
             "axis_K3": axis,
             "length_K": length,
-            "frame_K33": frame(axis, across @ joints_J3),
+            "frame_K33": rotation_6d_to_matrix(torch.cat([axis, across @ joints_J3], -1)),
             "along_NK": along,
             "offset_NK3": reach - along[..., None] * axis,
             "weight_NK": segment_weights(reach, along, length, neighbours),
@@ -161,7 +161,7 @@ class PosedTemplate(nn.Module):
         turns: list[Tensor] = []
         for k, parent in enumerate(self.parents):
             if parent is None:
-                now_B33 = frame(axis_BK3[:, k], across_BK3[:, k])
+                now_B33 = rotation_6d_to_matrix(torch.cat([axis_BK3[:, k], across_BK3[:, k]], -1))
                 turns.append(now_B33 @ rest_K33[k].T)
             else:
                 carried = turns[parent]
@@ -170,42 +170,11 @@ class PosedTemplate(nn.Module):
         return torch.stack(turns, dim=1)
 
 
-def mean_of(skeleton: Skeleton, joints: Joints) -> Tensor:
-    """Weights (J,) that average the named joints."""
-    weights = torch.zeros(len(skeleton))
-    weights[[skeleton.index(name) for name in joints]] = 1 / len(joints)
-    return weights
-
-
 def _across(skeleton: Skeleton, segment: Segment) -> Tensor:
     if segment.across is None:
         return torch.zeros(len(skeleton))
     first, second = segment.across
     return mean_of(skeleton, second) - mean_of(skeleton, first)
-
-
-def frame(axis: Tensor, across: Tensor) -> Tensor:
-    """Right-handed frames (..., 3, 3) whose columns are ``axis``, ``across`` made square, and both.
-
-    Args:
-        axis: (..., 3) unit vectors.
-        across: (..., 3); the part along ``axis`` is removed (Gram and Schmidt).
-    """
-    square = F.normalize(across - (across * axis).sum(-1, keepdim=True) * axis, dim=-1)
-    return torch.stack([axis, square, torch.linalg.cross(axis, square)], dim=-1)
-
-
-def shortest_rotation(source: Tensor, target: Tensor) -> Tensor:
-    """Rotations (..., 3, 3) by the least angle that takes unit ``source`` to unit ``target``.
-
-    R = I + [v] + [v]^2 / (1 + c) with v = source x target and c their cosine (Rodrigues). Opposite
-    vectors, which leave the axis open, give a finite matrix that is not a rotation.
-    """
-    v = torch.linalg.cross(source, target)
-    c = (source * target).sum(-1)
-    cross = skew(v)
-    identity = torch.eye(3, dtype=v.dtype, device=v.device)
-    return identity + cross + cross @ cross / (1 + c).clamp(min=1e-2)[..., None, None]
 
 
 def segment_weights(

@@ -85,10 +85,16 @@ def load_model(name: str | Path) -> tuple[nn.Module, Topology, dict[str, Any]]:
             f"{path}: architecture {record.get('architecture')!r} is unknown here; this version "
             f"knows {', '.join(ARCHITECTURES)}. Update kinemesh."
         )
-    topology = Topology.from_tensors(strip_prefix(tensors, "topology."), record["topology"])
-    network = build(record["config"], topology)
     state = {key: value.float() for key, value in strip_prefix(tensors, "model.").items()}
-    problems = network.load_state_dict(state, strict=False)
+    try:
+        topology = Topology.from_tensors(strip_prefix(tensors, "topology."), record["topology"])
+        network = build(record["config"], topology)
+        problems = network.load_state_dict(state, strict=False)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: the file does not fit the architecture of this version ({error}). It was "
+            "written by another version of kinemesh; use that one, or train the model again."
+        ) from error
     missing = [key for key in problems.missing_keys if not key.endswith("num_batches_tracked")]
     if missing or problems.unexpected_keys:
         raise InputError(
@@ -107,7 +113,7 @@ def weight_path(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = ", ".join(sorted([*SHIPPED, *(card["name"] for card in cards())]))
+    known = ", ".join([*SHIPPED, *sorted(path.stem for path in WEIGHTS_DIR.glob("*.json"))])
     raise InputError(
         f"No model named {text!r}: expected one of {known}, or the path of a .safetensors file. "
         "List them with: kinemesh models"
@@ -116,7 +122,18 @@ def weight_path(name: str | Path) -> Path:
 
 def cards() -> list[dict[str, Any]]:
     """Cards of all shipped models, by name."""
-    return [json.loads(path.read_text("utf-8")) for path in sorted(WEIGHTS_DIR.glob("*.json"))]
+    return [_read_card(path) for path in sorted(WEIGHTS_DIR.glob("*.json"))]
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(path.read_text("utf-8"))
+        return {"name": path.stem, **card}
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: expected a JSON card, but it cannot be read ({error}). "
+            "Install kinemesh again."
+        ) from error
 
 
 def _compact(value: Tensor) -> Tensor:
@@ -143,5 +160,5 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def parameter_count(network: nn.Module) -> int:
-    """Number of trainable values."""
+    """Number of values in the parameters, frozen ones included."""
     return sum(p.numel() for p in network.parameters())

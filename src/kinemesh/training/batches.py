@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -98,17 +99,29 @@ def step_loader(
         sampler=range(first, last),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_prepare_worker,
         # Without a generator of its own, the loader would draw from the global random state.
         generator=torch.Generator(),
     )
     return iter(loader)
 
 
-def _leave_signals_to_parent(_worker: int) -> None:
-    # Ctrl-C reaches the whole process group; the training process needs its workers to finish.
+def _prepare_worker(_worker: int) -> None:
+    import cv2  # noqa: PLC0415 - only workers change the setting
+
+    # One worker, one core; DataLoader limits torch in the same way, but knows nothing of OpenCV.
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the training process
+    # needs its workers until it has written the checkpoint. When it ends, by kill -9 too, torch's
+    # watchdog ends them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, _frame: FrameType | None) -> None:
+    # The second one works, so that DataLoader can still terminate a worker that hangs.
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _feistel(

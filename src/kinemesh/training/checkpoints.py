@@ -81,14 +81,31 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: The folder is missing, damaged or of a newer format.
     """
-    try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+    state = read_state(folder)
+    with _named_in_errors(folder):
+        return _read_tensors(folder), state
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Read the state of a checkpoint without its tensors.
+
+    Raises:
+        InputError: The folder is missing, damaged or of a newer format.
+    """
+    with _named_in_errors(folder):
+        state: dict[str, Any] = json.loads((folder / _STATE).read_text(encoding="utf-8"))
         if state["format"] != FORMAT:
             raise InputError(
                 f"'{folder}' is a checkpoint of format {state['format']}, but this version of "
                 f"kinemesh reads format {FORMAT}. Use the version that wrote it."
             )
-        return _read_tensors(folder), state
+        return state
+
+
+@contextlib.contextmanager
+def _named_in_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError as error:
         raise InputError(
             f"'{folder}' is not a checkpoint folder: '{error.filename}' does not exist. "

@@ -109,7 +109,8 @@ class TrainConfig:
     """Folder of the run."""
     resume: Literal["auto", "never"] | Path = "auto"
     """'auto' continues output/last if it exists; 'never' refuses a folder that has one; a path is
-    a checkpoint folder to continue on purpose, even with a changed recipe."""
+    a checkpoint folder to start from on purpose, even with a changed recipe; once output/last
+    exists, the same path continues that."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Dashboards to write beside log.jsonl."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from kinemesh.bodies.topology import strip_prefix
 from kinemesh.errors import InputError
 from kinemesh.optional import require
 from kinemesh.training.config import TrainConfig
@@ -98,28 +99,20 @@ class Learner:
             InputError: The tensors belong to another network.
         """
         try:
-            self.model.load_state_dict(_within("model.", tensors))
-            self.average.model.load_state_dict(_within("ema.", tensors))
+            self.model.load_state_dict(strip_prefix(tensors, "model."))
+            self.average.model.load_state_dict(strip_prefix(tensors, "ema."))
         except RuntimeError as error:
             raise InputError(
                 f"The checkpoint holds another network than the recipe builds: {error}. "
                 "Continue with the recipe that wrote it, or start again in another --output."
             ) from error
-        moments = _within("optimizer.", tensors)
+        moments = strip_prefix(tensors, "optimizer.")
         parameters = dict(self.model.named_parameters())
         for key, value in moments.items():
             name, moment = key.rsplit(".", 1)
             self.adam.state[parameters[name]][moment] = _beside(parameters[name], value)
         if scaler and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler)
-
-
-def _within(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
 
 
 def _beside(parameter: Tensor, moment: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from kinemesh.training.batches import StepBatches, step_loader
 from kinemesh.training.checkpoints import (
     atomic_folder,
     read_checkpoint,
+    read_state,
     recover_folder,
     write_checkpoint,
 )
@@ -67,6 +68,7 @@ class _Position:
     metrics: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
+    resumed_from: str | None = None  # checkpoint of another run that this one branched off from
 
 
 def train(recipe: Recipe) -> TrainResult:
@@ -122,7 +124,7 @@ class Trainer:
         source = self._find_checkpoint()
         if source is not None:
             self._load(source)
-        self.log.rewind(self.at.step)
+        self.log.rewind(self.at.step if self._is_own(source) else 0)
         if self.is_main:
             write_json(self.config.output / "recipe.json", flatten(self.config))
         with Pulse(self.accelerator, self.at.seconds) as pulse, self.progress:
@@ -290,24 +292,41 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _find_checkpoint(self) -> Path | None:
+        """``last/`` of this run if it has one, so that the same command always continues."""
         resume, last = self.config.resume, self.config.output / "last"
-        if isinstance(resume, Path):
-            return resume
         if not last.exists():
-            return None
+            return resume if isinstance(resume, Path) else None
         if resume == "never":
             raise InputError(
                 f"'{self.config.output}' already holds a run and resume is 'never'. "
                 "Choose another --output, delete the folder, or use --resume auto."
             )
+        if isinstance(resume, Path) and not self._is_named(last):
+            origin = read_state(last).get("resumed_from")
+            if origin != str(resume.resolve()):
+                began = f"from '{origin}'" if origin else "from nothing"
+                raise InputError(
+                    f"'{self.config.output}' already holds a run, which began {began} and not "
+                    f"from '{resume}'. To start from there, choose another --output; to continue "
+                    "this run, leave out --resume."
+                )
         return last
+
+    def _is_named(self, source: Path) -> bool:
+        resume = self.config.resume
+        return isinstance(resume, Path) and resume.resolve() == source.resolve()
+
+    def _is_own(self, source: Path | None) -> bool:
+        return source is not None and source.resolve().parent == self.config.output.resolve()
 
     def _load(self, source: Path) -> None:
         tensors, state = read_checkpoint(source)
         self._compare(source, state)
         self.learner.load(tensors, state["scaler"])
-        self.at = _Position(**{name: state[name] for name in vars(self.at)})
-        if not (self.config.output / "best").exists():
+        self.at = _Position(**{name: state[name] for name in vars(self.at) if name in state})
+        if source != self.config.output / "last":
+            self.at.resumed_from = str(source.resolve())
+        if not (self._is_own(source) and (self.config.output / "best").exists()):
             self.at.best_step, self.at.best_metrics = None, {}
         self.window.restore(tuple(state["loss_names"]), tensors["log.window"])
         process = self.accelerator.process_index
@@ -326,7 +345,7 @@ class Trainer:
         if not changes:
             return
         listed = "".join(f"\n  {change}" for change in changes)
-        if isinstance(self.config.resume, Path):
+        if self._is_named(source):
             if self.is_main:
                 warnings.warn(f"Continuing '{source}' with changes:{listed}", stacklevel=2)
             return
@@ -338,9 +357,11 @@ class Trainer:
 
     def _interrupt(self) -> None:
         last = self.config.output / "last"
+        never = self.config.resume == "never"
+        hint = "Use --resume auto" if never else "Run the same command"
         message = (
             f"Interrupted after step {self.at.step}; the checkpoint is in '{last}'. "
-            "Run the same command to continue."
+            f"{hint} to continue."
         )
         self.progress.say(message)
         raise Interrupted(message)

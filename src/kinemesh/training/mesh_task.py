@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,10 +14,11 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from kinemesh.bodies import load_topology
-from kinemesh.bodies.topology import Topology
+from kinemesh.bodies.topology import Kind, Topology
 from kinemesh.data.records import Sample, collate
 from kinemesh.data.synthetic import SyntheticDataset
-from kinemesh.evaluation import score
+from kinemesh.data.synthetic.dataset import Split
+from kinemesh.evaluation import batches, score
 from kinemesh.geometry.cameras import WeakPerspective
 from kinemesh.geometry.crops import to_signed
 from kinemesh.losses import (
@@ -26,17 +27,15 @@ from kinemesh.losses import (
     masked_error,
     vertices_loss,
 )
-from kinemesh.models.efficientnet_lite import load_imagenet
 from kinemesh.models.guided_graphormer import (
     GuidedGraphormer,
     GuidedGraphormerConfig,
     GuidedOutput,
 )
+from kinemesh.models.pretrained import load_imagenet
 from kinemesh.models.registry import save_model
 from kinemesh.training.config import Recipe
 from kinemesh.training.pictures import prediction_sheet
-
-Kind = Literal["hand", "body"]
 
 
 @dataclass(kw_only=True)
@@ -126,7 +125,7 @@ class MeshTask:
         stream = self._dataset("train")
         return stream if self.recipe.samples is None else FirstSamples(stream, self.recipe.samples)
 
-    def _dataset(self, split: Literal["train", "val"]) -> SyntheticDataset:
+    def _dataset(self, split: Split) -> SyntheticDataset:
         recipe = self.recipe
         return SyntheticDataset(
             recipe.kind, seed=recipe.seed, resolution=recipe.network.resolution, split=split
@@ -140,13 +139,14 @@ class MeshTask:
         """All loss terms; mirrored hands count for the side alone."""
         image, keep = batch["image"], torch.ones_like(batch["has_3d"])
         if self.recipe.kind == "hand" and self.recipe.augment_side:
-            mirrored = len(image) // 8
+            mirrored = max(1, len(image) // 8)
             image = torch.cat([image[:mirrored].flip(-1), image[mirrored:]])
             keep[:mirrored] = 0
         output: GuidedOutput = model(image)
         terms = self._geometry(output, batch, keep) | self._places(output, batch, keep)
-        if self.recipe.kind == "hand":
-            terms["side"] = F.binary_cross_entropy_with_logits(output.side_logits, keep)
+        side = F.binary_cross_entropy_with_logits(output.side_logits, keep)
+        # a body has no side; the head stays in the graph, as training on many processes wants
+        terms["side"] = side if self.recipe.kind == "hand" else side * 0
         weights = self.recipe.weights
         total = sum(
             (getattr(weights, name) * value for name, value in terms.items()), torch.zeros(())
@@ -189,19 +189,14 @@ class MeshTask:
 
     @functools.cached_property
     def _held_out(self) -> list[dict[str, Tensor]]:
-        dataset, count = self._dataset("val"), self.recipe.validation_samples
-        starts = range(0, count, 32)
-        return [
-            collate(dataset.__getitems__(list(range(start, min(start + 32, count)))))
-            for start in starts
-        ]
+        return list(batches(self._dataset("val"), self.recipe.validation_samples))
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Score held-out samples in millimetres and crop pixels."""
         return score(model, self._held_out, self.topology, device)
 
     def picture(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8]:
-        """Held-out crops with predicted joints, predicted mesh and the mesh from the side."""
+        """Held-out crops with predicted joints and, below, the predicted mesh."""
         return prediction_sheet(model, self._held_out[0], self.topology, device)
 
     def save_weights(self, model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from kinemesh.data.records import Sample
 from kinemesh.data.synthetic.scene import Array, Kind, Scene, compose, load_stage
 from kinemesh.errors import InputError
 
-Split = Literal["train", "val"]
+Split = Literal["train", "val", "test"]
 
 CHUNK = 16  # subjects that are rendered together: bounds the memory
 
@@ -31,7 +31,8 @@ class SyntheticDataset(Dataset[Sample]):
         seed: Any non-negative integer.
         resolution: Side S of the square crop in pixels.
         length: Number of samples.
-        split: "train" or "val"; the two draw from disjoint streams.
+        split: "train", "val" (to choose the best weights by) or "test" (to report); they draw from
+            disjoint streams.
 
     Raises:
         InputError: An argument is out of its range.
