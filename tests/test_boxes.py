@@ -10,6 +10,7 @@ from kinemesh.inference.boxes import (
     BoxTable,
     as_boxes,
     check_inside,
+    is_boxes_file,
     load_boxes,
     parse_boxes,
     read_boxes,
@@ -100,6 +101,12 @@ def test_python_forms() -> None:
     assert BoxTable(expected).for_image("any") == tuple(expected)
     with pytest.raises(InputError, match=r"boxes\[0\].*four numbers"):
         as_boxes([1, 2, 3, 4])
+
+
+def test_only_a_name_in_json_is_a_file() -> None:
+    assert is_boxes_file("boxes.json")
+    assert is_boxes_file(" in/BOXES.JSON ")
+    assert not is_boxes_file(";".join(["1,2,3,4"] * 1000))
 
 
 def test_inside() -> None:

@@ -11,12 +11,57 @@ from rich.console import Console
 
 import kinemesh
 from kinemesh.cli import VERBS, main
-from kinemesh.doctor import examine, is_healthy, parse_requirement
+from kinemesh.doctor import (
+    Requirement,
+    examine,
+    fits,
+    fits_by_numbers,
+    is_healthy,
+    join_requirements,
+    parse_requirement,
+)
 from kinemesh.errors import InputError
+from kinemesh.evaluation import DATASETS
+from kinemesh.inference.predictor import Predictor
 from kinemesh.inference.run import OutputError, output_stems, run_images
+from kinemesh.metrics import MetricReport
+from kinemesh.training import Interrupted
 from tests.fake_predictor import fake_predictor, spot_photo
 
 SAVE = ("--save", "json", "glb")
+
+
+def report(metric: str, value: float) -> dict[str, object]:
+    return {
+        "metric": metric,
+        "value": value,
+        "unit": "mm",
+        "joint_set": "hand21",
+        "root": "wrist",
+        "alignment": "none",
+        "sample_count": 2048,
+        "dataset": "synthetic-hand, held out, seed 0",
+    }
+
+
+CARD = {
+    "name": "guided-graphormer-hand",
+    "task": "hand",
+    "license": "Apache-2.0",
+    "architecture": "guided-graphormer",
+    "resolution": 128,
+    "parameters": 1234567,
+    "mesh": "anny-hand",
+    "skeleton": "hand21",
+    "origin": "Trained from scratch on renders, with a backbone [of a package].",
+    "data": "Synthetic renders of a right hand (CC0) by this project; no photos.",
+    "limits": "One hand a crop; fists, thumbs and depth are weak points of this model.",
+    "recipe": {"name": "synthetic-hand", "step": 20000},
+    "scores": [report("MPJPE", 12.345), report("PA-MPJPE", 6.5)],
+    "mean_shape_scores": [report("MPJPE", 45.0)],
+    "evaluated_with": "kinemesh eval hand synthetic-hand --count 2048",
+    "sha256": "0123456789abcdef" * 4,
+}
 
 
 @pytest.fixture
@@ -30,7 +75,10 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _fake_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinemesh, "load", lambda *_: fake_predictor(), raising=False)
+    def load(name: str, _: str) -> Predictor:
+        return fake_predictor("body" if name == "body" else "hand")
+
+    monkeypatch.setattr(kinemesh, "load", load, raising=False)
 
 
 @pytest.fixture
@@ -178,6 +226,50 @@ class TestPredict:
         assert code == 2
         assert "overwrite the boxes" in err
 
+    def test_many_boxes(self, photos: Path, tmp_path: Path, kinemesh_cli) -> None:
+        boxes = ";".join(f"{x}.25,1.125,50.5,60.75" for x in range(40))
+        assert len(boxes) > 255  # longer than a file name may be
+        words = ("predict", photos / "p0.png", "--boxes", boxes, "--out", tmp_path)
+        code, _, err = kinemesh_cli(*words, "--save", "json")
+        assert (code, err) == (0, "")
+        people = json.loads((tmp_path / "p0.json").read_text())["people"]
+        assert [person["box_px"][0] for person in people] == [x + 0.25 for x in range(40)]
+
+    @pytest.mark.parametrize(
+        ("options", "skeleton", "side"),
+        [
+            ([], "coco17", None),
+            (["--task", "hand"], "hand21", "right"),
+            (["--model", "my_hand.safetensors"], "hand21", "right"),
+            (["--model", "my_hand.safetensors", "--task", "hand"], "hand21", "right"),
+            (["--model", "body"], "coco17", None),
+        ],
+    )
+    def test_task_comes_from_the_option_or_the_model(
+        self, photos: Path, tmp_path: Path, kinemesh_cli, options, skeleton: str, side: str | None
+    ) -> None:
+        words = ("predict", photos / "p0.png", "--out", tmp_path, "--save", "json", *options)
+        assert kinemesh_cli(*words)[0] == 0
+        (person,) = json.loads((tmp_path / "p0.json").read_text())["people"]
+        assert (person["skeleton"], person["side"]) == (skeleton, side)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--task", "body", "--model", "my_hand.safetensors"], "--model recovers a hand"),
+            (["--task", "hand", "--model", "body"], "--model recovers a body"),
+            (["--side", "left"], "--side left is for hands"),
+        ],
+    )
+    def test_contradictions_are_refused(
+        self, photos: Path, tmp_path: Path, kinemesh_cli, options: list[str], message: str
+    ) -> None:
+        words = ("predict", photos / "p0.png", "--out", tmp_path / "out", *options)
+        code, _, err = kinemesh_cli(*words)
+        assert code == 2
+        assert message in err
+        assert not (tmp_path / "out").exists()
+
 
 class TestRun:
     def test_stems_are_distinct(self) -> None:
@@ -253,10 +345,63 @@ class TestOtherVerbs:
         assert (taken[0].steps, taken[0].optim.lr) == (7, 0.5)
         assert "synthetic-hand" in kinemesh_cli("train")[1]
 
+    def test_interrupted_training_leaves_the_message_to_the_trainer(
+        self, kinemesh_cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def stop(_: object) -> None:
+            print("said once", file=sys.stderr)
+            raise Interrupted("said once")
+
+        monkeypatch.setattr("kinemesh.training.train", stop)
+        code, out, err = kinemesh_cli("train", "debug-hand")
+        assert (code, out, err) == (130, "", "said once\n")
+
+    @pytest.mark.parametrize("verb", ["data sheet", "eval"])
+    def test_help_names_every_data_set(self, kinemesh_cli, verb: str) -> None:
+        text = kinemesh_cli(*verb.split(), "--help")[1]
+        assert all(name in text for name in DATASETS)
+
+    def test_unknown_data_set(self, kinemesh_cli) -> None:
+        code, _, err = kinemesh_cli("data", "sheet", "synthetic-hnd")
+        assert code == 2
+        assert "did you mean 'synthetic-hand'" in err
+
+    @pytest.mark.parametrize("width", [80, 120])
+    def test_models_show_whole_cards(
+        self, kinemesh_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+    ) -> None:
+        monkeypatch.setattr("kinemesh.models.registry.WEIGHTS_DIR", tmp_path)
+        monkeypatch.setenv("COLUMNS", str(width))
+        (tmp_path / "guided-graphormer-hand.json").write_text(json.dumps(CARD))
+        code, out, _ = kinemesh_cli("models")
+        assert code == 0
+        assert max(len(line) for line in out.splitlines()) <= width
+        text = " ".join(out.split())
+        for report in [*CARD["scores"], *CARD["mean_shape_scores"]]:
+            assert str(MetricReport(**report)) in text
+        wanted = ("anny-hand", "hand21", "Apache-2.0", "128 x 128", "1,234,567", "0123456789abcdef")
+        for value in (*wanted, CARD["data"], CARD["evaluated_with"]):
+            assert value in text
+
+    def test_no_model(self, kinemesh_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("kinemesh.models.registry.WEIGHTS_DIR", tmp_path)
+        code, out, _ = kinemesh_cli("models")
+        assert code == 1
+        assert "kinemesh doctor" in out
+
     def test_doctor(self, kinemesh_cli) -> None:
         _, out, _ = kinemesh_cli("doctor")
         assert "torch" in out
         assert kinemesh.__version__ in out
+
+    def test_doctor_gives_commands_in_one_piece(
+        self, kinemesh_cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0.1")
+        code, out, _ = kinemesh_cli("doctor")
+        assert code == 1
+        assert "  pip install 'opencv-python-headless>=4.10'" in out.splitlines()
 
 
 class TestDoctor:
@@ -267,7 +412,9 @@ class TestDoctor:
         checks = {check.name: check for check in examine(tmp_path) if check.group == "weights"}
         assert checks["a"].status == "broken"
         assert checks["b"].status == "missing"
-        assert checks["a"].mend
+        for check in checks.values():
+            assert check.mend == "pip install --force-reinstall --no-deps ."
+            assert "folder" in check.detail
         assert not is_healthy(list(checks.values()))
 
     def test_good_weights(self, tmp_path: Path) -> None:
@@ -280,9 +427,53 @@ class TestDoctor:
         assert is_healthy(examine(tmp_path))
 
     def test_requirement_lines(self) -> None:
-        assert parse_requirement("torch>=2.6") == ("torch", None)
-        assert parse_requirement('roma>=1.5; extra == "train"') == ("roma", "train")
-        assert parse_requirement("anny<0.7,>=0.6.2 ; extra == 'bake'") == ("anny", "bake")
+        read = parse_requirement
+        assert read("torch>=2.6") == Requirement("torch", ">=2.6")
+        assert read("torch (>=2.6)") == Requirement("torch", ">=2.6")
+        assert read('roma>=1.5; extra == "train"') == Requirement("roma", ">=1.5", ("train",))
+        assert read("kinemesh[train]; extra == 'dev'") == Requirement("kinemesh", "", ("dev",))
+        wanted = Requirement("anny", "<0.7,>=0.6.2", ("bake",))
+        assert read("anny<0.7, >=0.6.2 ; extra == 'bake'") == wanted
+
+    def test_a_package_is_listed_once(self) -> None:
+        lines = ["numpy>=1.26"]
+        lines += [f"scipy>=1.11; extra == '{extra}'" for extra in ("bake", "dev")]
+        lines += ["numpy<3; extra == 'dev'"]
+        assert join_requirements(lines) == [
+            Requirement("numpy", ">=1.26,<3"),
+            Requirement("scipy", ">=1.11", ("bake", "dev")),
+        ]
+        names = [check.name for check in examine() if check.group in ("core", "extra")]
+        assert len({name.split(" ")[0] for name in names}) == len(names)
+
+    @pytest.mark.parametrize("check", [fits, fits_by_numbers])
+    @pytest.mark.parametrize(
+        ("version", "specifier", "expected"),
+        [
+            ("2.6.0", ">=2.6", True),
+            ("2.13.0+cpu", ">=2.6", True),
+            ("2.5.1", ">=2.6", False),
+            ("0.10", ">=0.9", True),
+            ("0.7.0", ">=0.6.2,<0.7", False),
+            ("0.6.10", "<0.7,>=0.6.2", True),
+            ("0.1.0", "==0.1.0", True),
+            ("0.1", "==0.1.0", True),
+            ("0.1.1", "==0.1.0", False),
+            ("3", "", True),
+        ],
+    )
+    def test_versions(self, check, version: str, specifier: str, expected: bool) -> None:
+        assert check(version, specifier) == expected
+
+    def test_packages_that_are_too_old_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0.1")
+        checks = {check.name.split(" ")[0]: check for check in examine()}
+        assert checks["torch"].status == "broken"
+        assert checks["torch"].detail == "0.0.1, but kinemesh needs >=2.6"
+        assert checks["torch"].mend == "pip install 'torch>=2.6'"
+        assert checks["scipy"].status == "broken"
+        assert not is_healthy([checks["torch"]])
+        assert is_healthy([checks["scipy"]])
 
 
 def test_import_is_light() -> None:

@@ -1,18 +1,24 @@
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pygltflib
 import pytest
+import torch
 import trimesh
 
 import kinemesh
+from kinemesh.bodies.assets import load_topology
 from kinemesh.errors import InputError
-from kinemesh.formats.glb import encode_glb, to_y_up, vertex_normals
+from kinemesh.formats.glb import encode_glb, to_y_up, y_up_mesh
 from kinemesh.formats.obj import encode_obj
-from kinemesh.formats.people_json import read_people_json, write_people_json
+from kinemesh.formats.people_json import encode_people, read_people_json, write_people_json
 from kinemesh.formats.people_npz import read_people_npz, write_people_npz
 from kinemesh.inference.person import Person
+from kinemesh.rendering import linear_to_srgb
+from kinemesh.rendering.overlay import TINTS
 from kinemesh.skeletons import get_skeleton
 from tests.fake_predictor import fake_people, spot_photo
 
@@ -25,6 +31,13 @@ def people() -> list[Person]:
     return fake_people()
 
 
+def anny_body() -> Person:
+    """The template of the body mesh, three metres before the camera."""
+    topology = load_topology("anny-body")
+    vertices = topology.template.numpy() + np.array([0.2, 0.1, 3.0], np.float32)
+    return replace(fake_people("body")[0], vertices=vertices, faces=topology.faces.numpy())
+
+
 def assert_same(found: list[Person], expected: list[Person], atol: dict[str, float]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
@@ -35,6 +48,34 @@ def assert_same(found: list[Person], expected: list[Person], atol: dict[str, flo
         assert (a.skeleton, a.side, a.camera) == (b.skeleton, b.side, b.camera)
         assert a.box_px == pytest.approx(b.box_px)
         assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def read_mesh(file: pygltflib.GLTF2, index: int) -> list[np.ndarray]:
+    """Positions, normals and faces of a mesh, from the bytes that its accessors point at."""
+    primitive = file.meshes[index].primitives[0]
+    attributes = primitive.attributes
+    return [
+        read_accessor(file, accessor).reshape(-1, 3)
+        for accessor in (attributes.POSITION, attributes.NORMAL, primitive.indices)
+    ]
+
+
+def read_accessor(file: pygltflib.GLTF2, index: int) -> np.ndarray:
+    accessor = file.accessors[index]
+    view = file.bufferViews[accessor.bufferView]
+    kind = {pygltflib.FLOAT: np.float32, pygltflib.UNSIGNED_INT: np.uint32}[accessor.componentType]
+    columns = {"SCALAR": 1, "VEC3": 3}[accessor.type]
+    start = (view.byteOffset or 0) + (accessor.byteOffset or 0)
+    assert view.byteStride in (None, 4 * columns)
+    return np.frombuffer(file.binary_blob(), kind, accessor.count * columns, start).copy()
+
+
+def stands_where_it_is(node: pygltflib.Node) -> bool:
+    """Whether a node leaves its mesh where the vertices say."""
+    moved = node.translation or node.rotation or node.scale
+    return not moved and (
+        node.matrix is None or np.allclose(np.reshape(node.matrix, (4, 4)), np.eye(4))
+    )
 
 
 class TestJson:
@@ -56,6 +97,13 @@ class TestJson:
         assert content["skeletons"]["hand21"]["parents"][0] == -1
         assert "z forward" in content["frames"]["camera"]
         assert len(content["meshes"]) == 2  # the right hand's faces and the left hand's
+
+    def test_size_is_what_the_documentation_says(self) -> None:
+        body = anny_body()
+        one, two = (len(encode_people([body] * count, SIZE)) for count in (1, 2))
+        assert one == pytest.approx(1.0e6, rel=0.05)
+        assert two - one == pytest.approx(0.4e6, rel=0.05)
+        assert len(encode_people([body], SIZE, mesh=False)) == pytest.approx(3e3, rel=0.2)
 
     def test_without_mesh_and_without_people(self, tmp_path: Path, people: list[Person]) -> None:
         write_people_json(tmp_path / "a.json", people, SIZE, mesh=False)
@@ -138,9 +186,8 @@ class TestGlb:
 
     def test_normals_point_outward_for_both_hands(self, people: list[Person]) -> None:
         for person in people:
-            vertices = to_y_up(person.vertices)
+            vertices, normals = y_up_mesh(person)
             outward = vertices - vertices.mean(0)
-            normals = vertex_normals(vertices, person.faces)
             np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
             assert ((normals * outward).sum(1) > 0).mean() > 0.98
 
@@ -151,7 +198,42 @@ class TestGlb:
             a, b, c = person.vertices[face].astype(float)
             slow[face] += np.cross(b - a, c - a)
         slow /= np.linalg.norm(slow, axis=1, keepdims=True)
-        np.testing.assert_allclose(vertex_normals(person.vertices, person.faces), slow, atol=1e-5)
+        np.testing.assert_allclose(y_up_mesh(person)[1], to_y_up(slow), atol=1e-5)
+
+    def test_another_reader_finds_the_same_meshes(self, people: list[Person]) -> None:
+        file = pygltflib.GLTF2.load_from_bytes(encode_glb(people))
+        found = {node.name: node for node in file.nodes if node.mesh is not None}
+        assert set(found) == {"hand_0_right", "hand_1_left"}
+        for node, person in zip(found.values(), people, strict=True):
+            positions, normals, faces = read_mesh(file, node.mesh)
+            assert stands_where_it_is(node)
+            np.testing.assert_allclose(positions, person.vertices * [1, -1, -1], atol=1e-6)
+            np.testing.assert_array_equal(faces, person.faces)
+            np.testing.assert_allclose(normals, y_up_mesh(person)[1], atol=1e-6)
+
+    def test_a_body_stands_upright_before_the_camera(self) -> None:
+        topology = load_topology("anny-body")
+        file = pygltflib.GLTF2.load_from_bytes(encode_glb([anny_body()]))
+        assert all(stands_where_it_is(node) for node in file.nodes)
+        positions, normals, _ = read_mesh(file, 0)
+        joints = topology.joints(torch.from_numpy(positions)[None])[0]
+        places = dict(zip(topology.skeleton.joints, joints.tolist(), strict=True))
+        assert places["nose"][1] > places["left_hip"][1] + 0.4
+        assert places["left_hip"][1] > places["left_ankle"][1] + 0.4
+        assert positions[:, 2].max() < 0  # glTF's camera looks along -z
+        nose = places["nose"][2]
+        assert nose > places["left_ear"][2]  # and sees the face
+        top = positions[:, 1].argmax()
+        assert normals[top, 1] > 0.9
+
+    def test_a_person_has_the_colour_of_the_overlay(self, people: list[Person]) -> None:
+        file = pygltflib.GLTF2.load_from_bytes(encode_glb(people * 5))
+        assert len(file.meshes) == 10
+        for mesh, tint in zip(file.meshes, [*TINTS, *TINTS], strict=False):
+            material = file.materials[mesh.primitives[0].material]
+            linear = torch.tensor(material.pbrMetallicRoughness.baseColorFactor[:3])
+            shown = linear_to_srgb(linear).numpy()
+            np.testing.assert_allclose(shown, tint, atol=1 / 255)
 
     def test_nobody(self) -> None:
         with pytest.raises(InputError, match="at least one person"):
@@ -211,6 +293,35 @@ class TestSave:
             kinemesh.save(people, photo, tmp_path, formats=["glb", "obj", "json"])
         assert [path.name for path in tmp_path.iterdir()] == ["people.glb"]
         assert (tmp_path / "people.glb").read_text() == "old"
+
+    def test_a_folder_in_the_way(self, tmp_path: Path, people: list[Person]) -> None:
+        (tmp_path / "p.json").mkdir()
+        photo = spot_photo(300, 200, 80, 100)
+        with pytest.raises(InputError, match=r"p\.json', found a folder"):
+            kinemesh.save(people, photo, tmp_path, stem="p", formats=["glb", "json", "npz"])
+        assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
+
+    def test_a_move_that_fails_takes_new_files_away(
+        self, tmp_path: Path, people: list[Person], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, moved = Path.replace, []
+
+        def replace_until_refused(path: Path, target: Path) -> Path:
+            if target.suffix == ".obj":
+                raise OSError(13, "Permission denied", str(target))
+            moved.append(target.name)
+            return original(path, target)
+
+        (tmp_path / "p.npz").write_text("old")
+        (tmp_path / "p.obj").write_text("old")
+        monkeypatch.setattr(Path, "replace", replace_until_refused)
+        photo = spot_photo(300, 200, 80, 100)
+        with pytest.raises(OSError, match="Permission denied"):
+            kinemesh.save(people, photo, tmp_path, stem="p", formats=["glb", "obj", "json", "npz"])
+        assert moved == ["p.npz", "p.json"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["p.npz", "p.obj"]
+        assert len(read_people_npz(tmp_path / "p.npz")) == 2  # replaced before, and whole
+        assert (tmp_path / "p.obj").read_text() == "old"
 
     def test_refusals(self, tmp_path: Path, people: list[Person]) -> None:
         photo = spot_photo(300, 200, 80, 100)

@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from kinemesh.cli import main
+from kinemesh.formats.people_json import read_people_json
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -57,6 +59,39 @@ def test_looking_commands_run(command, capsys):
 def test_data_sheet_runs(in_a_copy):
     assert main(["data", "sheet", "synthetic-hand", "--count", "4"]) == 0
     assert (in_a_copy / "synthetic-hand.png").stat().st_size > 0
+
+
+def test_hands_of_a_folder(in_a_copy):
+    words = "predict examples/ --task hand --side auto --out out/"
+    assert main(words.split()) == 0
+    stems = [path.stem for path in (ROOT / "examples").iterdir() if path.suffix in (".png", ".jpg")]
+    for stem in stems:
+        (person,) = read_people_json(in_a_copy / "out" / f"{stem}.json")
+        assert person.skeleton == "hand21"
+        assert person.side in ("left", "right")
+        for suffix in ("_overlay.png", ".glb", ".obj", ".npz"):
+            assert (in_a_copy / "out" / f"{stem}{suffix}").stat().st_size > 0
+
+
+def test_several_people(in_a_copy):
+    boxes = "40,30,200,260;200,20,180,240"
+    assert main(["predict", "examples/astronaut.png", "--boxes", boxes]) == 0
+    people = read_people_json(in_a_copy / "out" / "astronaut.json")
+    assert [person.box_px for person in people] == [(40, 30, 200, 260), (200, 20, 180, 240)]
+    assert all(np.isfinite(person.vertices).all() for person in people)
+
+
+def test_training_runs(in_a_copy):
+    words = "train debug-hand --steps 2 --optim.lr 1e-4 --output runs/trial"
+    assert main(words.split()) == 0
+    assert (in_a_copy / "runs" / "trial" / "best" / "weights.safetensors").stat().st_size > 0
+
+
+def test_evaluation_runs(in_a_copy, capsys):
+    assert main(["eval", "hand", "synthetic-hand", "--count", "4"]) == 0
+    text = capsys.readouterr().out
+    assert "PA-MPJPE" in text
+    assert "4 samples" in text
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(((?:docs|CI|CO|CH)[^)]*)\)", README))

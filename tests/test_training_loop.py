@@ -227,11 +227,13 @@ def test_parameter_groups_spare_vectors_and_slow_the_backbone():
 
 
 def test_a_task_may_group_its_parameters(tmp_path, monkeypatch):
-    def groups(_self, model, optim):
-        return [{"params": list(model.parameters()), "lr": optim.lr / 2, "weight_decay": 0.5}]
+    class Grouped(Plane):
+        def parameter_groups(self, model, optim):
+            return [{"params": list(model.parameters()), "lr": optim.lr / 2, "weight_decay": 0.5}]
 
-    monkeypatch.setattr(Plane, "parameter_groups", groups, raising=False)
-    assert train(plane(tmp_path, steps=3)).step == 3
+    monkeypatch.setattr(PlaneRecipe, "build_task", lambda recipe: Grouped(recipe))
+    train(plane(tmp_path, steps=1))
+    assert rows(tmp_path)[0]["lr"] == pytest.approx(0.01 / 5)
 
 
 # Data ----------------------------------------------------------------------------------------

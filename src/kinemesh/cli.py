@@ -252,13 +252,16 @@ def doctor() -> int:
 
     checks = examine()
     table = Table(title="kinemesh doctor")
-    for heading in ("", "what", "found", "command that mends it"):
+    for heading in ("", "what", "found"):
         table.add_column(heading, overflow="fold")
     styles = {"ok": "green", "missing": "yellow", "broken": "red"}
     for check in checks:
         status = f"[{styles[check.status]}]{check.status}[/]"
-        table.add_row(status, _plain(check.name), _plain(check.detail), _plain(check.mend))
+        table.add_row(status, _plain(check.name), _plain(check.detail))
     _console().print(table)
+    for check in checks:
+        if check.mend:  # below the table, since a cell would break a command into lines
+            print(f"To mend {check.name}:\n  {check.mend}")
     return 0 if is_healthy(checks) else 1
 
 

@@ -109,9 +109,8 @@ def step_loader(
 def _prepare_worker(_worker: int) -> None:
     import cv2  # noqa: PLC0415 - only workers change the setting
 
-    # One worker, one core; DataLoader limits torch in the same way, but knows nothing of OpenCV.
+    # One worker, one core: DataLoader limits torch by itself, but knows nothing of OpenCV.
     cv2.setNumThreads(0)
-    torch.set_num_threads(1)
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group, but the training process
     # needs its workers until it has written the checkpoint. When it ends, by kill -9 too, torch's
     # watchdog ends them.
