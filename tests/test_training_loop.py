@@ -226,14 +226,22 @@ def test_parameter_groups_spare_vectors_and_slow_the_backbone():
     }
 
 
-def test_a_task_may_group_its_parameters(tmp_path, monkeypatch):
-    class Grouped(Plane):
+def test_a_task_may_group_its_parameters(tmp_path):
+    class Halved(Plane):
         def parameter_groups(self, model, optim):
-            return [{"params": list(model.parameters()), "lr": optim.lr / 2, "weight_decay": 0.5}]
+            return [{"params": list(model.parameters()), "lr": optim.lr / 2, "weight_decay": 0.0}]
 
-    monkeypatch.setattr(PlaneRecipe, "build_task", lambda recipe: Grouped(recipe))
-    train(plane(tmp_path, steps=1))
-    assert rows(tmp_path)[0]["lr"] == pytest.approx(0.01 / 5)
+    class HalvedRecipe(PlaneRecipe):
+        def build_task(self):
+            return Halved(self)
+
+    settings = plane(tmp_path / "own", steps=1, linear=True)
+    train(HalvedRecipe(**vars(settings)))
+    whole = plane(tmp_path / "default", steps=1, linear=True)
+    whole.optim = OptimConfig(lr=0.005, weight_decay=0.0)
+    train(whole)
+    weights = [read_checkpoint(tmp_path / run / "last")[0] for run in ("own", "default")]
+    torch.testing.assert_close(weights[0]["model.weight"], weights[1]["model.weight"])
 
 
 # Data ----------------------------------------------------------------------------------------
