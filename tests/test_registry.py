@@ -93,8 +93,23 @@ def test_a_damaged_card_is_named(monkeypatch, tmp_path):
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(InputError, match=r"broken\.json"):
         registry.cards()
-    with pytest.raises(InputError, match="No model named"):
+    with pytest.raises(InputError, match="missing"):
         registry.load_model("body")
+
+
+def test_a_damaged_shipped_file_is_refused(saved, monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "WEIGHTS_DIR", tmp_path)
+    content = bytearray(saved[0].read_bytes())
+    shipped = tmp_path / "tiny.safetensors"
+    shipped.write_bytes(content)
+    with pytest.raises(InputError, match=r"card tiny\.json is missing"):
+        registry.load_model("tiny")
+    shipped.with_suffix(".json").write_bytes(saved[0].with_suffix(".json").read_bytes())
+    registry.load_model("tiny")
+    content[len(content) // 2] ^= 1
+    shipped.write_bytes(content)
+    with pytest.raises(InputError, match="damaged"):
+        registry.load_model("tiny")
 
 
 @pytest.mark.parametrize("name", ["body", "hand"])

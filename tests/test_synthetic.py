@@ -170,7 +170,7 @@ def test_pictures_vary_and_are_not_dark(samples):
         ({"kind": "hand", "seed": -1}, "seed"),
         ({"kind": "hand", "seed": 0, "resolution": 4}, "resolution"),
         ({"kind": "hand", "seed": 0, "length": 0}, "length"),
-        ({"kind": "hand", "seed": 0, "split": "test"}, "split"),
+        ({"kind": "hand", "seed": 0, "split": "dev"}, "split"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, word):
@@ -262,3 +262,10 @@ def test_occluder_hides_only_what_is_behind_it():
     np.testing.assert_array_equal(image[0, :, 0], [0, 1, 1, 0])
     drawn = [sample_occluders(np.random.default_rng(i), 32, "hand") for i in range(40)]
     assert 5 < sum(bool(occluders) for occluders in drawn) < 30
+
+
+@pytest.mark.parametrize("kind", ["hand", "body"])
+def test_meshes_are_those_of_the_samples(kind):
+    dataset = SyntheticDataset(kind, seed=4, resolution=32)
+    meshes = dataset.meshes([3, 5])
+    assert torch.equal(meshes[1], dataset[5]["vertices"])

@@ -154,7 +154,8 @@ def _package(requirement: Requirement) -> Check:
 
 
 def _weights(folder: Path) -> Iterator[Check]:
-    cards = sorted(folder.glob("*.json"))
+    files = [*folder.glob("*.json"), *folder.glob("*.safetensors")]
+    cards = sorted({path.with_suffix(".json") for path in files})
     if not cards:
         detail = f"no model in {folder}"
         yield Check("weights", "shipped models", "missing", f"{detail}; {_WHERE}", _reinstall())
@@ -166,6 +167,9 @@ def _weight_file(card: Path) -> Check:
     weights = card.with_suffix(".safetensors")
     if not weights.is_file():
         detail = f"{weights.name} is not there; {_WHERE}"
+        return Check("weights", card.stem, "missing", detail, _reinstall())
+    if not card.is_file():
+        detail = f"{card.name}, the card of {weights.name}, is not there; {_WHERE}"
         return Check("weights", card.stem, "missing", detail, _reinstall())
     try:
         expected = json.loads(card.read_text(encoding="utf-8"))["sha256"]

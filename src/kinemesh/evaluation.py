@@ -19,6 +19,7 @@ from kinemesh.models.registry import load_model
 Batch = Mapping[str, Tensor]
 DATASETS: dict[str, Kind] = {"synthetic-hand": "hand", "synthetic-body": "body"}
 """Data sets that `evaluate` knows, and the task that each belongs to."""
+MEAN_SHAPE_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
         for split in ("test", "train")
     )
     label = f"{dataset}, test split, seed {seed}"
-    mean = mean_shape(batches(training, 256), topology)
+    mean = mean_shape(training.meshes(range(MEAN_SHAPE_SAMPLES)), topology)
     scores, baseline = [], []
     for batch in batches(held_out, count):
         scores.append(_network_reports(network, batch, topology, label))
@@ -109,12 +110,11 @@ def merge(parts: Sequence[tuple[MetricReport, ...]]) -> tuple[MetricReport, ...]
     return tuple(_merge_one(rows) for rows in zip(*parts, strict=True))
 
 
-def mean_shape(samples: Iterable[Batch], topology: Topology, rounds: int = 3) -> Tensor:
-    """Generalised Procrustes mean (V, 3) of meshes, in the orientation of the template.
+def mean_shape(vertices: Tensor, topology: Topology, rounds: int = 3) -> Tensor:
+    """Generalised Procrustes mean (V, 3) of meshes (N, V, 3), oriented as the template.
 
     Each round aligns all meshes rigidly to the mean so far and averages them (Gower 1975).
     """
-    vertices = torch.cat([batch["vertices"] for batch in samples])
     mean = topology.template
     for _ in range(rounds):
         target = mean.expand_as(vertices)

@@ -78,6 +78,8 @@ def load_model(name: str | Path) -> tuple[nn.Module, Topology, dict[str, Any]]:
         InputError: Nothing has this name, or the file is not a weight file of this library.
     """
     path = weight_path(name)
+    if path.parent == WEIGHTS_DIR:
+        _check_shipped(path)
     tensors, record = _read(path)
     build = ARCHITECTURES.get(record.get("architecture", ""))
     if build is None:
@@ -110,14 +112,33 @@ def weight_path(name: str | Path) -> Path:
     shipped = WEIGHTS_DIR / f"{SHIPPED.get(text, text)}.safetensors"
     if shipped.is_file():
         return shipped
+    if text in SHIPPED or shipped.with_suffix(".json").is_file():
+        raise InputError(
+            f"{shipped}: the weight file of the shipped model {text!r} is missing. "
+            "See what else is, and how to mend it, with: kinemesh doctor"
+        )
     path = Path(name)
     if path.is_file():
         return path
-    known = ", ".join([*SHIPPED, *sorted(path.stem for path in WEIGHTS_DIR.glob("*.json"))])
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path}: there is no such file. Check the path of the weight file.")
+    known = ", ".join([*SHIPPED, *SHIPPED.values()])
     raise InputError(
         f"No model named {text!r}: expected one of {known}, or the path of a .safetensors file. "
         "List them with: kinemesh models"
     )
+
+
+def _check_shipped(path: Path) -> None:
+    """Compare a shipped weight file with its card: a flipped bit would silently mislead."""
+    card = path.with_suffix(".json")
+    if not card.is_file():
+        problem = f"its card {card.name} is missing"
+    elif _read_card(card).get("sha256") != sha256(path):
+        problem = f"its SHA-256 differs from that in {card.name}, so the file is damaged"
+    else:
+        return
+    raise InputError(f"{path}: {problem}. See how to mend it with: kinemesh doctor")
 
 
 def cards() -> list[dict[str, Any]]:

@@ -67,6 +67,12 @@ class SyntheticDataset(Dataset[Sample]):
             samples += self._make(indices[first : first + CHUNK])
         return samples
 
+    def meshes(self, indices: Sequence[int]) -> torch.Tensor:
+        """Vertices (N, V, 3) of several samples in the root frame, metres, without rendering."""
+        stage = load_stage(self.kind)
+        scenes = (stage.sample(self._generator(index), self.resolution) for index in indices)
+        return torch.stack([_tensor(scene.labels - scene.root) for scene in scenes])
+
     def _make(self, indices: Sequence[int]) -> list[Sample]:
         stage = load_stage(self.kind)
         rngs = [self._generator(index) for index in indices]
