@@ -77,6 +77,15 @@ def test_single_box_in_json(tmp_path: Path) -> None:
         ([{"bbox": [1, 2, 3, 4], "score": "high"}], "score must be"),
         ([[float("nan"), 2, 3, 4]], "finite"),
         ([[1, 2, 3, -4]], r"box 1.*above 0"),
+        ([{"image_id": 7, "bbox": [1, 2, 3, 4]}], "looks like a file of COCO"),
+        ({"images": [], "annotations": [], "categories": []}, "looks like a file of COCO"),
+        ([{"bbox": [1, 2, 3, 4], "colour": "red"}], r"box 1: unknown key 'colour'"),
+        ([["1", "2", "3", "4"]], "four numbers"),
+        ([True, True, True, True], "four numbers"),
+        ([[1, 2, 3, True]], "four numbers"),
+        ([[1, 2, 3, 10**400]], "four numbers"),
+        ([{"bbox": "1234"}], "four numbers"),
+        ([{"bbox": [1, 2, 3, 4], "score": True}], "score must be"),
     ],
 )
 def test_bad_json_content(tmp_path: Path, content: object, message: str) -> None:
@@ -89,6 +98,9 @@ def test_bad_json_files(tmp_path: Path) -> None:
         load_boxes(tmp_path / "gone.json")
     (tmp_path / "b.json").write_text("[1, 2")
     with pytest.raises(InputError, match="Expected JSON"):
+        load_boxes(tmp_path / "b.json")
+    (tmp_path / "b.json").write_text("[" * 200_000)
+    with pytest.raises(InputError, match="nested too deeply"):
         load_boxes(tmp_path / "b.json")
 
 

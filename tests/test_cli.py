@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from kinemesh.doctor import (
 from kinemesh.errors import InputError
 from kinemesh.evaluation import DATASETS
 from kinemesh.inference.predictor import Predictor
-from kinemesh.inference.run import OutputError, output_stems, run_images
+from kinemesh.inference.run import output_stems, run_images
 from kinemesh.metrics import MetricReport
 from kinemesh.training import Interrupted
 from tests.fake_predictor import fake_predictor, spot_photo
@@ -196,6 +197,7 @@ class TestPredict:
         code, _, err = kinemesh_cli("predict", photos, "--out", tmp_path / "out", *SAVE)
         assert code == 1
         assert message in err
+        assert "Stopped at" in err
         assert len(calls) == 1
         assert names(tmp_path / "out") == []
 
@@ -226,12 +228,132 @@ class TestPredict:
         assert code == 2
         assert "overwrite the boxes" in err
 
+    def test_results_never_overwrite_a_photo(self, photos: Path, kinemesh_cli) -> None:
+        other = photos / "p0_overlay.png"
+        other.write_bytes((photos / "p1.png").read_bytes())
+        before = other.read_bytes()
+        code, _, err = kinemesh_cli("predict", photos / "p0.png", other, "--out", photos)
+        assert code == 2
+        assert "overwrite the photo" in err
+        assert other.read_bytes() == before
+        assert "p0.json" not in names(photos)
+
+    def test_links_hide_no_photo(self, photos: Path, tmp_path: Path, kinemesh_cli) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "p0_overlay.png").symlink_to(photos / "p1.png")
+        (tmp_path / "alias").symlink_to(tmp_path / "out")
+        for second in (photos / "p1.png", tmp_path / "out" / "p0_overlay.png"):
+            words = ("predict", photos / "p0.png", second, "--out", tmp_path / "alias")
+            code, _, err = kinemesh_cli(*words)
+            assert code == 2
+            assert "overwrite the photo" in err
+
+    def test_a_foreign_json_stays(self, photos: Path, kinemesh_cli) -> None:
+        (photos / "p0.json").write_text('{"camera": "notes of mine"}')
+        words = ("predict", photos / "p0.png", "--out", photos, "--save", "json")
+        code, _, err = kinemesh_cli(*words)
+        assert code == 2
+        assert "kinemesh did not write" in err
+        (photos / "p0.json").unlink()
+        assert [kinemesh_cli(*words)[0] for _ in range(2)] == [0, 0]  # its own it replaces
+
+    def test_a_long_name_costs_one_image(self, photos: Path, tmp_path: Path, kinemesh_cli) -> None:
+        (photos / f"{'a' * 246}.png").write_bytes((photos / "p0.png").read_bytes())
+        words = ("predict", photos, "--out", tmp_path / "out", "--save", "overlay")
+        code, out, err = kinemesh_cli(*words)
+        assert code == 1
+        assert "3 of 4 images" in out
+        assert "shorter name" in err
+        assert "Stopped" not in err
+
+    def test_a_full_disk_gives_an_account(
+        self, photos: Path, tmp_path: Path, kinemesh_cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (photos / "p0.png").write_bytes(b"broken")
+        original = Path.write_bytes
+
+        def write_until_full(path: Path, content: bytes) -> int:
+            if (tmp_path / "out" / "p1.json").exists():
+                raise OSError(28, "No space left on device", str(path))
+            return original(path, content)
+
+        monkeypatch.setattr(Path, "write_bytes", write_until_full)
+        code, out, err = kinemesh_cli("predict", photos, "--out", tmp_path / "out", *SAVE)
+        assert code == 1
+        assert "1 of 3 images done" in out
+        assert "1 failed:" in err
+        assert f"Stopped at {photos / 'p2.png'}" in err
+        assert err.rstrip().splitlines()[-1].startswith("kinemesh: The disk is full")
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            ([""], "An argument is empty"),
+            (["{photo}", "--out", ""], "--out is empty"),
+            (["{photo}", "--out="], "--out is empty"),
+            (["{photo}", "--save"], "--save is empty"),
+            (["{photo}", "--save", "jsn"], "did you mean 'json'"),
+            (["--save", "json", "{photo}"], "Images come before --save"),
+            (["{photo}", "--task", "None"], "body"),
+            (["{photo}", "--focal-px", "nan"], "above 0"),
+            (["{photo}", "--focal-px", "-3"], "above 0"),
+        ],
+    )
+    def test_refused_options(
+        self, photos: Path, tmp_path: Path, kinemesh_cli, monkeypatch, words, message: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        filled = [word.format(photo=photos / "p0.png") for word in words]
+        code, _, err = kinemesh_cli("predict", *filled)
+        assert code == 2
+        assert message in err
+        assert names(tmp_path) == ["photos"]
+
+    @pytest.mark.parametrize("save", [["json,glb"], ["json", "glb"], ["json,", "glb"]])
+    def test_save_takes_commas(self, photos: Path, tmp_path: Path, kinemesh_cli, save) -> None:
+        words = ("predict", photos / "p0.png", "--out", tmp_path / "out", "--save", *save)
+        assert kinemesh_cli(*words)[0] == 0
+        assert names(tmp_path / "out") == ["p0.glb", "p0.json"]
+
+    def test_implausible_focal_length_is_refused(
+        self, photos: Path, tmp_path: Path, kinemesh_cli
+    ) -> None:
+        words = ("predict", photos / "p0.png", "--out", tmp_path / "out", "--focal-px", "4")
+        code, _, err = kinemesh_cli(*words)
+        assert code == 1
+        assert "not plausible" in err
+
+    def test_undecodable_file_name(self, photos: Path, tmp_path: Path, kinemesh_cli) -> None:
+        name = os.fsdecode(b"caf\xe9.png")
+        try:
+            (photos / "p0.png").rename(photos / name)
+        except OSError:
+            pytest.skip("this disk takes only UTF-8 names")
+        code, _, _ = kinemesh_cli("predict", photos / name, "--out", tmp_path / "out")
+        assert code == 0
+        content = json.loads((tmp_path / "out" / os.fsdecode(b"caf\xe9.json")).read_text("utf-8"))
+        assert content["image"]["file"] == "caf\ufffd.png"
+
+    def test_skipped_pictures_are_told(self, photos: Path, tmp_path: Path, kinemesh_cli) -> None:
+        (photos / "raw.nef").touch()
+        code, _, err = kinemesh_cli("predict", photos, "--out", tmp_path / "out", *SAVE)
+        assert code == 0
+        assert "1 file skipped, no readable format: raw.nef" in err
+
+    @pytest.mark.parametrize("verb", ["predict", "data sheet"])
+    def test_help_is_free_of_none(self, kinemesh_cli, verb: str) -> None:
+        out = kinemesh_cli(*verb.split(), "--help")[1]
+        assert "None" not in out
+        assert "(default: )" not in out
+
     def test_many_boxes(self, photos: Path, tmp_path: Path, kinemesh_cli) -> None:
         boxes = ";".join(f"{x}.25,1.125,50.5,60.75" for x in range(40))
         assert len(boxes) > 255  # longer than a file name may be
         words = ("predict", photos / "p0.png", "--boxes", boxes, "--out", tmp_path)
         code, _, err = kinemesh_cli(*words, "--save", "json")
-        assert (code, err) == (0, "")
+        assert code == 0
+        assert "p0.png, box 1: score 0.01, probably no hand here" not in err
+        assert "p0.png, box 1: score 0.01, probably no person here" in err
         people = json.loads((tmp_path / "p0.json").read_text())["people"]
         assert [person["box_px"][0] for person in people] == [x + 0.25 for x in range(40)]
 
@@ -301,13 +423,38 @@ class TestRun:
         run_images([Path("a"), Path("b")], lambda path, _: [path], console)
         assert "2/2" in console.export_text()
 
-    def test_output_error_keeps_its_cause(self) -> None:
-        def process(*_: object) -> list[Path]:
-            raise OSError(28, "No space left on device")
+    @pytest.mark.parametrize("number", [13, 1, 28, 30])
+    def test_an_unwritable_folder_stops_the_run(self, number: int) -> None:
+        def process(path: Path, _: str) -> list[Path]:
+            if path.name == "b":
+                raise OSError(number, "refused", "out/b.json")
+            return [path]
 
-        with pytest.raises(OutputError, match="disk is full") as caught:
-            run_images([Path("a")], process, Console(quiet=True))
-        assert isinstance(caught.value.__cause__, OSError)
+        report = run_images([Path(name) for name in "abc"], process, Console(quiet=True))
+        assert report.done == [Path("a")]
+        assert report.stopped is not None
+        assert report.stopped.path == Path("b")
+        assert (report.failures, report.exit_code) == ([], 1)
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (OSError(36, "File name too long", "out/b.json"), "shorter name"),
+            (OSError(5, "Input/output error", "b"), "Input/output error"),
+            (OSError(13, "Permission denied", "b"), "Permission denied"),  # the photo itself
+            (OSError("no number"), "no number"),
+        ],
+    )
+    def test_other_system_errors_cost_one_image(self, error: OSError, message: str) -> None:
+        def process(path: Path, _: str) -> list[Path]:
+            if path.name == "b":
+                raise error
+            return [path]
+
+        report = run_images([Path(name) for name in "abc"], process, Console(quiet=True))
+        assert report.done == [Path("a"), Path("c")]
+        assert message in report.failures[0].message
+        assert "Cannot write" not in report.failures[0].message
 
 
 class TestOtherVerbs:
@@ -316,7 +463,18 @@ class TestOtherVerbs:
         assert code == 0
         assert all(f"kinemesh {name}" in out for name in VERBS)
         assert kinemesh_cli()[0] == 2
-        assert "data bake" in kinemesh_cli("data", "--help")[1]
+        help_of_data = kinemesh_cli("data", "--help")[1]
+        assert "data bake" in help_of_data
+        assert "predict" not in help_of_data
+
+    def test_bake_without_anny_makes_no_folder(
+        self, tmp_path: Path, kinemesh_cli, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "anny", None)
+        code, _, err = kinemesh_cli("data", "bake", "--out", tmp_path / "new")
+        assert code == 1
+        assert "anny" in err
+        assert not (tmp_path / "new").exists()
 
     @pytest.mark.parametrize("name", [name for name in VERBS if name != "train"])
     def test_help_of_each_verb(self, kinemesh_cli, name: str) -> None:
@@ -330,7 +488,7 @@ class TestOtherVerbs:
     def test_unknown_words(self, kinemesh_cli) -> None:
         code, _, err = kinemesh_cli("predcit", "a.jpg")
         assert code == 2
-        assert "did you mean 'predict'" in err
+        assert "'kinemesh predcit' (did you mean 'predict'?). List" in err
         assert kinemesh_cli("predict", "a.jpg", "--sid", "left")[0] == 2
         assert kinemesh_cli("data", "cook")[0] == 2
         code, _, err = kinemesh_cli("train", "synthetic-hnd")

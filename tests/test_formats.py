@@ -8,6 +8,7 @@ import pygltflib
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 import kinemesh
 from kinemesh.bodies.assets import load_topology
@@ -16,6 +17,7 @@ from kinemesh.formats.glb import encode_glb, to_y_up, y_up_mesh
 from kinemesh.formats.obj import encode_obj
 from kinemesh.formats.people_json import encode_people, read_people_json, write_people_json
 from kinemesh.formats.people_npz import read_people_npz, write_people_npz
+from kinemesh.formats.picture import draw_overlay
 from kinemesh.inference.person import Person
 from kinemesh.rendering import linear_to_srgb
 from kinemesh.rendering.overlay import TINTS
@@ -269,6 +271,33 @@ class TestSave:
         enlarged = np.repeat(np.repeat(photo, 2, 0), 2, 1)[: drawn.shape[0], :512]
         changed = np.abs(drawn.astype(int)[: len(enlarged)] - enlarged).max(2) > 40
         assert changed.mean() > 0.01
+
+    @pytest.mark.parametrize(
+        ("size", "zoom"),
+        [((300, 200), 512 / 300), ((700, 500), 1.0), ((3000, 2500), 1.0), ((40, 9), 512 / 40)],
+    )
+    def test_overlay_has_the_size_of_the_photo(self, size: tuple[int, int], zoom: float) -> None:
+        drawn = draw_overlay(np.zeros((size[1], size[0], 3), np.uint8), [])
+        assert drawn.shape[:2] == (int(size[1] * zoom), int(size[0] * zoom))
+
+    def test_huge_photos_are_reduced(self) -> None:
+        drawn = draw_overlay(np.zeros((4500, 9000, 3), np.uint8), [])
+        assert 24.9e6 < drawn.shape[0] * drawn.shape[1] <= 25e6
+        assert drawn.shape[1] / drawn.shape[0] == pytest.approx(2, rel=1e-3)
+
+    def test_neither_the_photo_nor_a_foreign_json_is_replaced(
+        self, tmp_path: Path, people: list[Person]
+    ) -> None:
+        path = tmp_path / "a_overlay.png"
+        Image.fromarray(spot_photo(300, 200, 80, 100)).save(path)
+        before = path.read_bytes()
+        with pytest.raises(InputError, match="overwrite the photo"):
+            kinemesh.save(people, path, tmp_path, stem="a", formats=["overlay"])
+        (tmp_path / "b.json").write_text("{}")
+        with pytest.raises(InputError, match="did not write"):
+            kinemesh.save(people, path, tmp_path, stem="b", formats=["json"])
+        assert path.read_bytes() == before
+        assert (tmp_path / "b.json").read_text() == "{}"
 
     def test_nobody_gives_no_mesh_files(self, tmp_path: Path) -> None:
         photo = spot_photo(30, 20, 10, 10)

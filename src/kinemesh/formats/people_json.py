@@ -1,6 +1,7 @@
 """People as JSON: ``kinemesh.people`` version 1, described in docs/json-schema.md."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def encode_people(
     Args:
         people: People of one photo.
         image_size: Width and height of the photo in pixels.
-        image_name: File name of the photo.
+        image_name: File name of the photo; bytes of it that are no text become U+FFFD.
         mesh: Whether vertices and faces are included (1 MB for the first body,
             0.4 MB for each further one, which shares its faces).
     """
@@ -46,7 +47,7 @@ def encode_people(
         "version": VERSION,
         "units": UNITS,
         "frames": FRAMES,
-        "image": {"file": image_name, "width": image_size[0], "height": image_size[1]},
+        "image": {"file": _as_text(image_name), "width": image_size[0], "height": image_size[1]},
         "camera": _camera(people[0].camera) if people else None,
         "skeletons": {name: _skeleton(name) for name in sorted({p.skeleton for p in people})},
         "people": [_person(index, person, meshes, mesh) for index, person in enumerate(people)],
@@ -82,7 +83,7 @@ def read_people_json(path: str | Path) -> list[Person]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"Cannot read '{path}': {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"Expected JSON in '{path}': {error}.") from error
     check_format(content.get("format") if isinstance(content, dict) else None, path)
     if content.get("version") != VERSION:
@@ -97,6 +98,11 @@ def read_people_json(path: str | Path) -> list[Person]:
             f"'{path}' says it is {FORMAT} version {VERSION}, but a field is missing or wrong: "
             f"{error!r}. The schema is in docs/json-schema.md."
         ) from error
+
+
+def _as_text(name: str | None) -> str | None:
+    """Replace the surrogates by which Python carries undecodable bytes; UTF-8 has none."""
+    return None if name is None else re.sub("[\ud800-\udfff]", "\ufffd", name)
 
 
 def check_format(found: object, path: Path) -> None:

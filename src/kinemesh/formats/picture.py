@@ -1,5 +1,6 @@
 """The overlay picture: a photo with the recovered meshes and joints drawn on it."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -11,7 +12,7 @@ from kinemesh.rendering.overlay import draw_mesh, draw_skeleton
 from kinemesh.skeletons import get_skeleton
 
 SMALLEST_SIDE = 512
-LARGEST_SIDE = 2048
+MOST_PIXELS = 25_000_000
 
 
 def encode_overlay(
@@ -35,8 +36,9 @@ def draw_overlay(
 ) -> np.ndarray:
     """Draw the meshes of all people on their photo.
 
-    The picture is resized so that its longer side lies between 512 and 2048 pixels: a thumbnail
-    would hide the mesh, and a full-size camera photo takes long to draw.
+    The picture has the size of the photo. Only a thumbnail, which would hide the mesh, is enlarged
+    to a longer side of 512 pixels, and a photo beyond 25 megapixels, which takes long to draw, is
+    reduced to that number.
 
     Args:
         pixels: (H, W, 3) uint8 RGB photo.
@@ -70,10 +72,10 @@ def draw_overlay(
 
 def _resized(pixels: np.ndarray) -> tuple[np.ndarray, float]:
     height, width = pixels.shape[:2]
-    longest = max(height, width)
-    zoom = min(max(longest, SMALLEST_SIDE), LARGEST_SIDE) / longest
+    zoom = max(SMALLEST_SIDE / max(height, width), 1.0)
+    zoom = min(zoom, math.sqrt(MOST_PIXELS / (height * width)))
     if zoom == 1.0:
         return pixels, 1.0
-    size = (max(1, round(width * zoom)), max(1, round(height * zoom)))
+    size = (max(1, int(width * zoom + 1e-6)), max(1, int(height * zoom + 1e-6)))
     how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(pixels, size, interpolation=how)), zoom

@@ -12,6 +12,7 @@ from kinemesh.errors import InputError
 from kinemesh.files import atomic_path
 from kinemesh.formats import ALL_FORMATS, SaveFormat, check_folder
 from kinemesh.formats.glb import encode_glb
+from kinemesh.formats.names import check_targets, result_names
 from kinemesh.formats.obj import encode_obj
 from kinemesh.formats.people_json import encode_people
 from kinemesh.formats.people_npz import encode_people_npz
@@ -52,24 +53,27 @@ def save(
         The written files.
 
     Raises:
-        InputError: A format is unknown, the image is unreadable, ``out_dir`` is a file, or a folder
-            has the name of a file to write.
+        InputError: A format is unknown, the image is unreadable, ``out_dir`` is a file, a folder
+            has the name of a file to write, or a file to write is the photo itself or a JSON file
+            of another format.
         OSError: The folder is not writable or the disk is full.
     """
     photo = as_photo(image)
     if stem is None:
         stem = photo.path.stem if photo.path is not None else "people"
-    contents: dict[str, bytes] = {}
-    for name in _wanted(formats, has_people=bool(people)):
-        if name == "overlay":
-            picture = encode_overlay(photo.pixels, people, overlay_suffix, skeleton=skeleton)
-            contents[f"{stem}_overlay{overlay_suffix}"] = picture
-        else:
-            contents[f"{stem}.{name}"] = _encode(name, people, photo)
     folder = Path(out_dir)
     check_folder(folder)
+    names = result_names(stem, _wanted(formats, has_people=bool(people)), overlay_suffix)
+    targets = {name: folder / file_name for name, file_name in names.items()}
+    check_targets(list(targets.values()), [] if photo.path is None else [photo.path], None)
+    files: dict[Path, bytes] = {}
+    for name, target in targets.items():
+        if name == "overlay":
+            picture = encode_overlay(photo.pixels, people, overlay_suffix, skeleton=skeleton)
+            files[target] = picture
+        else:
+            files[target] = _encode(name, people, photo)
     folder.mkdir(parents=True, exist_ok=True)
-    files = {folder / file_name: content for file_name, content in contents.items()}
     _write_together(files)
     return list(files)
 

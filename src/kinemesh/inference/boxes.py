@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from kinemesh.errors import InputError
 
 Side = Literal["left", "right"]
+_KEYS = ("bbox", "score", "side")
 _EXAMPLE = "for example --boxes '40,30,200,260' or '40,30,200,260;300,20,180,240'"
 
 
@@ -130,6 +133,9 @@ def load_boxes(path: str | Path) -> BoxTable:
         raise InputError(f"Cannot read the boxes in '{path}': {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"Expected JSON in '{path}': {error}. {_shape_hint()}") from error
+    except RecursionError as error:
+        raise InputError(f"The JSON in '{path}' is nested too deeply. {_shape_hint()}") from error
+    _refuse_coco(content, path)
     if isinstance(content, list):
         return BoxTable(_boxes(content, f"'{path}'"), origin=f"'{path}'")
     if isinstance(content, dict):
@@ -195,22 +201,55 @@ def _entry(entry: object, where: str) -> Box:
         return _box(entry, None, None, where)
     if "bbox" not in entry:
         raise InputError(f"{where}: the key 'bbox' is missing. {_shape_hint()}")
+    unknown = [str(key) for key in entry if key not in _KEYS]
+    if unknown:
+        raise InputError(
+            f"{where}: unknown key '{unknown[0]}'; a box has the keys {', '.join(_KEYS)}. "
+            f"{_shape_hint()}"
+        )
     score, side = entry.get("score"), entry.get("side")
     if side not in (None, "left", "right"):
         raise InputError(f"{where}: side must be 'left' or 'right', found {side!r}.")
-    if score is not None and not (isinstance(score, (int, float)) and math.isfinite(score)):
+    if score is not None and not _is_finite_number(score):
         raise InputError(f"{where}: score must be a finite number, found {score!r}.")
     return _box(entry["bbox"], score, side, where)
 
 
 def _box(values: object, score: float | None, side: Side | None, where: str) -> Box:
     try:
-        x, y, width, height = (float(value) for value in values)  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
+        x, y, width, height = (_number(value) for value in values)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{where}: expected four numbers x, y, w, h, found {values!r}.") from error
     box = Box(x, y, width, height, None if score is None else float(score), side)
     _check_extent(box, where)
     return box
+
+
+def _number(value: Any) -> float:
+    """A number as float; text and truth values, which float() would take, are refused."""
+    if isinstance(value, (bool, np.bool_, str, bytes)):
+        raise TypeError
+    return float(value)
+
+
+def _is_finite_number(value: object) -> bool:
+    try:
+        return math.isfinite(_number(value))
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def _refuse_coco(content: object, path: Path) -> None:
+    """Refuse annotations and results of COCO, whose parts could be taken for image names."""
+    is_annotations = isinstance(content, dict) and bool({"annotations", "images"} & content.keys())
+    is_results = isinstance(content, list) and any(
+        isinstance(entry, dict) and "image_id" in entry for entry in content
+    )
+    if is_annotations or is_results:
+        raise InputError(
+            f"'{path}' looks like a file of COCO, which names images by number. Expected a list "
+            f"of boxes, or an object from file name to such a list. {_shape_hint()}"
+        )
 
 
 def _check_extent(box: Box, where: str) -> None:

@@ -8,7 +8,10 @@ What is done to each kind of picture:
 * Grey, palette, CMYK and other colour modes become RGB; an animation gives its first frame.
 """
 
+import errno
+import functools
 import glob
+import os
 import re
 import warnings
 from collections.abc import Iterable
@@ -24,6 +27,13 @@ MAX_MEGAPIXELS = 100
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
+OPTIONAL_SUFFIXES = frozenset({".avif", ".heic", ".heif"})
+"""Images that Pillow decodes only where it was built so, or has a plug-in for them."""
+OTHER_PICTURE_SUFFIXES = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".exr", ".hdr", ".jp2", ".jxl", ".nef", ".orf", ".psd"}
+    | {".raf", ".rw2", ".svg"}
+)
+"""Pictures that folders may hold and that are skipped; see `skipped_pictures`."""
 OVERLAY_ENDING = "_overlay"
 
 
@@ -71,15 +81,14 @@ def load_image(path: str | Path) -> LoadedImage:
         raise InputError(
             f"Cannot read '{path}': permission denied. Change it with: chmod u+r '{path}'"
         ) from error
+    except OSError as error:
+        if error.errno is not None:  # from the system; Pillow's own carry no number
+            raise InputError(f"Cannot read '{path}': {error.strerror}.") from error
+        raise InputError(_broken_or_foreign(path, error)) from error
     except Image.DecompressionBombError as error:
         raise InputError(_too_large(path, _number_in(str(error)))) from error
-    except UnidentifiedImageError as error:
-        raise InputError(_not_an_image(path)) from error
     except Exception as error:  # Pillow's plug-ins raise nearly anything on broken data
-        raise InputError(
-            f"Cannot decode '{path}': {error or type(error).__name__}. The file looks truncated or "
-            "damaged; copy or download it again, or re-save it with an image editor."
-        ) from error
+        raise InputError(_broken_or_foreign(path, error)) from error
     return LoadedImage(pixels, path, _focal_px(focal_35mm, pixels))
 
 
@@ -122,10 +131,9 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     once; within a folder or pattern the files are sorted by name.
 
     Raises:
-        InputError: A source does not exist, or a folder or pattern holds no image.
+        InputError: A source is empty or does not exist, or a folder or pattern holds no image.
     """
-    if isinstance(sources, (str, Path)):
-        sources = [sources]
+    sources = _listed(sources)
     found: dict[Path, Path] = {}
     for source in sources:
         for path in _expand(source):
@@ -135,8 +143,47 @@ def find_images(sources: str | Path | Iterable[str | Path]) -> list[Path]:
     return list(found.values())
 
 
+def skipped_pictures(sources: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Pictures in folders and patterns that `find_images` leaves out, since Pillow reads them not.
+
+    A picture is told by its suffix, as `find_images` does.
+    """
+    found: set[Path] = set()
+    for source in _listed(sources):
+        path = Path(source)
+        if path.is_dir():
+            found.update(_unread(path.iterdir()))
+        elif not os.path.lexists(path) and glob.has_magic(str(source)):
+            found.update(_unread(_matches(source)))
+    return sorted(found)
+
+
+@functools.cache
+def image_suffixes() -> frozenset[str]:
+    """Suffixes of the images that are looked for in folders: all that this Pillow decodes."""
+    return IMAGE_SUFFIXES | (OPTIONAL_SUFFIXES & Image.registered_extensions().keys())
+
+
+def _listed(sources: str | Path | Iterable[str | Path]) -> list[str | Path]:
+    return [sources] if isinstance(sources, (str, Path)) else list(sources)
+
+
+def _matches(pattern: str | Path) -> list[Path]:
+    # pathlib's glob refuses absolute patterns, the glob module takes both kinds
+    return [Path(match) for match in glob.glob(str(pattern), recursive=True)]  # noqa: PTH207
+
+
 def _expand(source: str | Path) -> list[Path]:
+    if not str(source).strip():
+        raise InputError("The name of an image is empty. Give a file, a folder or a pattern.")
     path = Path(source)
+    try:
+        path.lstat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise InputError(f"Cannot look up '{path}': {error.strerror}.") from error
+    except ValueError:  # a zero byte in the name
+        raise InputError(f"There is no file {str(path)!r}.") from None
     if path.is_dir():
         images = _only_images(path.iterdir())
         if not images:
@@ -148,9 +195,8 @@ def _expand(source: str | Path) -> list[Path]:
     if path.exists() or path.is_symlink():
         return [path]
     if glob.has_magic(str(source)):
-        # pathlib's glob refuses absolute patterns, the glob module takes both kinds
-        matches = glob.glob(str(source), recursive=True)  # noqa: PTH207
-        images = _only_images(Path(match) for match in matches)
+        matches = _matches(source)
+        images = _only_images(matches)
         if not images:
             raise InputError(
                 f"The pattern '{source}' matches no image ({len(matches)} other files). "
@@ -160,14 +206,21 @@ def _expand(source: str | Path) -> list[Path]:
     raise InputError(_missing(path))
 
 
-def _only_images(paths: Iterable[Path]) -> list[Path]:
-    images = [
+def _with_suffix(paths: Iterable[Path], suffixes: frozenset[str]) -> list[Path]:
+    return [
         path
         for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     ]
+
+
+def _unread(paths: Iterable[Path]) -> list[Path]:
+    pictures = OPTIONAL_SUFFIXES | OTHER_PICTURE_SUFFIXES
+    return _with_suffix(paths, pictures - image_suffixes())
+
+
+def _only_images(paths: Iterable[Path]) -> list[Path]:
+    images = _with_suffix(paths, image_suffixes())
     photos = {(path.parent, path.stem) for path in images}
     kept = [path for path in images if not _is_overlay(path, photos)]
     return sorted(kept)
@@ -193,6 +246,8 @@ def _check_file(path: Path) -> None:
         raise InputError(
             f"Cannot look up '{path}': permission denied on one of its folders."
         ) from error
+    except OSError as error:
+        raise InputError(f"Cannot look up '{path}': {error.strerror}.") from error
 
 
 def _check_size(path: Path | None, size: tuple[int, int]) -> None:
@@ -226,6 +281,15 @@ def _missing(path: Path) -> str:
     return f"There is no file '{path}'. {hint}"
 
 
+def _broken_or_foreign(path: Path, error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return _not_an_image(path)
+    return (
+        f"Cannot decode '{path}': {str(error) or type(error).__name__}. The file looks truncated "
+        "or damaged; copy or download it again, or re-save it with an image editor."
+    )
+
+
 def _not_an_image(path: Path) -> str:
     size = path.stat().st_size
     what = "an empty file" if size == 0 else "something else"
@@ -236,7 +300,7 @@ def _not_an_image(path: Path) -> str:
 
 
 def _suffix_list() -> str:
-    return ", ".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
+    return ", ".join(sorted(suffix[1:] for suffix in image_suffixes()))
 
 
 def _focal_35mm(image: Image.Image) -> float | None:

@@ -1,10 +1,25 @@
 """What a prediction is: one person or hand in the camera frame of the photo."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from kinemesh.errors import InputError
 from kinemesh.inference.boxes import Side
+
+LOW_SCORE = 0.05
+"""Below this score there is probably nobody in the crop."""
+
+
+def check_focal_px(focal_px: float) -> None:
+    """Refuse a focal length that no camera has.
+
+    Raises:
+        InputError: It is not finite or not above 0.
+    """
+    if not (math.isfinite(focal_px) and focal_px > 0):
+        raise InputError(f"focal_px must be a number of pixels above 0, found {focal_px}.")
 
 
 @dataclass(frozen=True)

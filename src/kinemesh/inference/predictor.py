@@ -1,5 +1,6 @@
 """The predictor: boxes to crops, crops through the network, results to the photo's camera."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,10 +22,12 @@ from kinemesh.geometry.crops import (
 )
 from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, whole_image
 from kinemesh.inference.images import LoadedImage, as_photo
-from kinemesh.inference.person import Person, PhotoCamera
+from kinemesh.inference.person import Person, PhotoCamera, check_focal_px
 from kinemesh.inference.placement import place_in_camera
 
 BATCH_SIZE = 16
+PLAUSIBLE_FOCAL = (0.1, 100.0)
+"""Shortest and longest focal length that is taken, over the diagonal of the image."""
 CROP_MARGIN = 1.1
 """Side of the crop over the longer side of a box; the whole image is taken without a margin."""
 
@@ -290,14 +293,27 @@ def photo_camera(photo: LoadedImage, focal_px: float | None = None) -> PhotoCame
     which is a 43 mm lens on 35-mm film.
 
     Raises:
-        InputError: ``focal_px`` is not a positive finite number.
+        InputError: ``focal_px`` is not a positive finite number, or not plausible for the size of
+            the photo (``PLAUSIBLE_FOCAL``).
     """
     width, height = photo.size
     if focal_px is None:
         focal_px = photo.focal_px or default_focal_px(photo.size)
-    if not (np.isfinite(focal_px) and focal_px > 0):
-        raise InputError(f"focal_px must be a number of pixels above 0, found {focal_px}.")
+    else:
+        check_focal_px(focal_px)
+        _check_plausible(focal_px, photo.size)
     return PhotoCamera(float(focal_px), (width / 2, height / 2), (width, height))
+
+
+def _check_plausible(focal_px: float, image_size: tuple[int, int]) -> None:
+    shortest, longest = (factor * math.hypot(*image_size) for factor in PLAUSIBLE_FOCAL)
+    if not shortest <= focal_px <= longest:
+        width, height = image_size
+        raise InputError(
+            f"A focal length of {focal_px:g} pixels is not plausible for an image of "
+            f"{width}x{height}; expected {shortest:.0f} to {longest:.0f} (0.1 to 100 times its "
+            "diagonal). Give pixels, not millimetres, or leave it out."
+        )
 
 
 def _perspective(camera: PhotoCamera) -> PerspectiveCamera:

@@ -20,8 +20,9 @@ Process = Callable[[Path, str], list[Path]]
 """Takes an image and the stem of its results; returns the files it wrote."""
 
 
-class OutputError(KinemeshError, OSError):
-    """Results cannot be written, so that going on makes no sense."""
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+"""With these and ``_FULL`` no image after the present one could be written either."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class RunReport:
         written: Files written.
         failures: Images that gave no result.
         interrupted: Whether Ctrl-C ended the run early.
+        stopped: The image at which results could no longer be written, and why; None if they could.
     """
 
     total: int
@@ -49,26 +51,25 @@ class RunReport:
     written: list[Path] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     interrupted: bool = False
+    stopped: Failure | None = None
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 1 if an image failed, else 0."""
-        return 130 if self.interrupted else int(bool(self.failures))
+        """130 after Ctrl-C, 1 if an image failed or the run stopped, else 0."""
+        return 130 if self.interrupted else int(bool(self.failures or self.stopped))
 
 
 def run_images(paths: Sequence[Path], process: Process, console: Console) -> RunReport:
     """Process images one after the other, with a progress bar on a terminal.
 
-    A `KinemeshError` or an unforeseen error is noted as a failure of its image. Ctrl-C ends the run
-    and is noted in the report; results are whole for each image in ``done`` and absent for others.
+    A `KinemeshError` or an unforeseen error is noted as a failure of its image. Ctrl-C, a full disk
+    and an output folder that refuses to be written end the run and are noted in the report; results
+    are whole for each image in ``done`` and absent for others.
 
     Args:
         paths: Images.
         process: What to do with each; see `Process`.
         console: Where the bar and the failures go.
-
-    Raises:
-        OutputError: Results cannot be written: the disk is full or the folder is read-only.
     """
     report = RunReport(len(paths))
     bar = _progress_bar(console) if console.is_terminal and len(paths) > 1 else None
@@ -79,6 +80,8 @@ def run_images(paths: Sequence[Path], process: Process, console: Console) -> Run
                 _process_one(path, stem, process, report, console)
                 if bar is not None and task is not None:
                     bar.advance(task)
+                if report.stopped is not None:
+                    break
         except KeyboardInterrupt:
             report.interrupted = True
     return report
@@ -129,7 +132,11 @@ def _process_one(
     except KinemeshError as error:
         failure = Failure(path, str(error))
     except OSError as error:
-        raise OutputError(_explain(error)) from error
+        logger.debug("system error on %s", path, exc_info=True)
+        failure = Failure(path, _explain(error, path))
+        if _is_fatal(error, path):
+            report.stopped = failure
+            return
     except Exception as error:  # a run over thousands of images must outlive one surprise
         logger.debug("unforeseen error on %s", path, exc_info=True)
         failure = Failure(path, f"unforeseen {type(error).__name__}: {error}")
@@ -143,20 +150,25 @@ def _process_one(
     )
 
 
-def _explain(error: OSError) -> str:
-    folder = _folder_of(error)
-    full = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
-    if error.errno in full:
+def _is_fatal(error: OSError, image: Path) -> bool:
+    is_about_image = error.filename is not None and os.fsdecode(error.filename) == str(image)
+    return not is_about_image and error.errno in _FULL | _REFUSED
+
+
+def _explain(error: OSError, image: Path) -> str:
+    if error.errno in _FULL:
         return (
             "The disk is full: the results of this image were not written, those before it are "
-            "complete. Free some space, or choose another folder with --out"
+            "complete. Free some space, or choose another folder with --out."
         )
-    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+    if _is_fatal(error, image):
         return (
-            f"Cannot write to {folder}: {error.strerror}. "
+            f"Cannot write to {_folder_of(error)}: {error.strerror}. "
             "Choose another folder with --out, or change its permissions."
         )
-    return f"Cannot write to {folder}: {error.strerror or error}. Choose another --out."
+    if error.errno == errno.ENAMETOOLONG:
+        return "The names of its results are too long for the disk. Give the image a shorter name."
+    return f"{error.strerror or error}; nothing was written for this image."
 
 
 def _folder_of(error: OSError) -> str:

@@ -1,0 +1,52 @@
+"""What a run over photos says on the terminal."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from kinemesh.inference.person import LOW_SCORE, Person
+from kinemesh.inference.run import RunReport
+
+
+def print_skipped(paths: Sequence[Path]) -> None:
+    """Say which pictures of the folders are left out."""
+    if paths:
+        shown = ", ".join(path.name for path in paths[:5]) + (", ..." if len(paths) > 5 else "")
+        files = "file" if len(paths) == 1 else "files"
+        print(f"{len(paths)} {files} skipped, no readable format: {shown}", file=sys.stderr)
+
+
+def print_low_scores(path: Path, people: Sequence[Person], console: Console) -> None:
+    """Say of which people of a photo the score is below ``LOW_SCORE``."""
+    for index, person in enumerate(people, start=1):
+        if person.score < LOW_SCORE:
+            where = f"{path.name}, box {index}" if len(people) > 1 else path.name
+            what = "person" if person.side is None else "hand"
+            text = f"{where}: score {person.score:.2f}, probably no {what} here"
+            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_run(report: RunReport, out: Path) -> None:
+    """Say what became of a run: results on stdout, what went wrong on stderr."""
+    for path in report.written if report.total == 1 else ():
+        print(_printable(path))
+    if report.total > 1 or report.stopped:
+        done, total = len(report.done), report.total
+        print(f"{done} of {total} images done, results in {_printable(out)}")
+    if report.interrupted:
+        print("Interrupted; what is listed as done is complete.", file=sys.stderr)
+    if report.failures and report.total > 1:
+        print(f"{len(report.failures)} failed:", file=sys.stderr)
+        for failure in report.failures:
+            print(f"  {failure.path}", file=sys.stderr)
+    if report.stopped:
+        print(f"Stopped at {report.stopped.path}.", file=sys.stderr)
+        print(f"kinemesh: {report.stopped.message}", file=sys.stderr)
+
+
+def _printable(path: Path) -> str:
+    """A path for stdout, with ? for what its encoding cannot say, such as undecodable bytes."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(path).encode(encoding, "replace").decode(encoding)
