@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from kinemesh.bodies.topology import Kind
 from kinemesh.data.records import Sample
-from kinemesh.data.synthetic.scene import Array, Kind, Scene, compose, load_stage
+from kinemesh.data.synthetic.scene import Array, Scene, compose, load_stage
 from kinemesh.errors import InputError
 
 Split = Literal["train", "val", "test"]

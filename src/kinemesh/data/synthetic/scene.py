@@ -7,7 +7,6 @@ defects.
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kinemesh.bodies import Rig, Topology, load_rig, load_topology
+from kinemesh.bodies.topology import Kind
 from kinemesh.data.synthetic.appearance import Appearance, BodyPainter, HandPainter, Painter
 from kinemesh.data.synthetic.backgrounds import sample_background
 from kinemesh.data.synthetic.body_poses import sample_body_pose
@@ -31,7 +31,6 @@ from kinemesh.data.synthetic.occluders import cover, sample_occluders
 from kinemesh.rendering import Lighting, SurfaceNoise, shade, vertex_normals
 
 Array = NDArray[np.float32]
-Kind = Literal["hand", "body"]
 
 OVERSAMPLING = 1.5  # side of the rendered picture over that of the crop: smooth outlines
 _WAVES, _RELIEF_WAVES = 10, 6
