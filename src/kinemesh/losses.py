@@ -17,6 +17,19 @@ from torch.nn.functional import normalize
 from kinemesh.errors import InputError
 
 
+def check_same_points(prediction: Tensor, target: Tensor) -> None:
+    """Refuse a prediction and a target that are not both (B, N, D).
+
+    Raises:
+        InputError: The shapes differ.
+    """
+    if prediction.shape != target.shape or prediction.ndim != 3:
+        raise InputError(
+            "prediction, target: expected the same shape (B, N, D), "
+            f"found {tuple(prediction.shape)} and {tuple(target.shape)}."
+        )
+
+
 def masked_error(
     prediction_BND: Tensor,
     target_BND: Tensor,
@@ -42,11 +55,7 @@ def masked_error(
     Raises:
         InputError: The shapes differ.
     """
-    if prediction_BND.shape != target_BND.shape or prediction_BND.ndim != 3:
-        raise InputError(
-            "prediction, target: expected the same shape (B, N, D), "
-            f"found {tuple(prediction_BND.shape)} and {tuple(target_BND.shape)}."
-        )
+    check_same_points(prediction_BND, target_BND)
     weight_BN = torch.ones_like(prediction_BND[..., 0])
     samples = weight_BN.new_tensor(float(len(weight_BN)))
     if confidence_BN is not None:

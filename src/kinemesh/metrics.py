@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from kinemesh.errors import InputError
 from kinemesh.geometry.procrustes import procrustes_align
+from kinemesh.losses import check_same_points
 from kinemesh.skeletons import Skeleton
 
 MM_PER_M = 1000.0
@@ -23,11 +23,7 @@ def point_distances(prediction: Tensor, target: Tensor) -> Tensor:
     Raises:
         InputError: The shapes differ.
     """
-    if prediction.shape != target.shape or prediction.ndim != 3:
-        raise InputError(
-            "prediction, target: expected the same shape (B, N, D), "
-            f"found {tuple(prediction.shape)} and {tuple(target.shape)}."
-        )
+    check_same_points(prediction, target)
     return (prediction.float() - target.float()).square().sum(dim=-1).sqrt()
 
 

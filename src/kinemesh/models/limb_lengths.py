@@ -6,7 +6,8 @@ al. (Compositional Human Pose Regression, ICCV 2017) the pose is therefore read 
 vectors; here each keeps its direction and takes the template's length times a predicted factor. The
 palm, whose bones hardly move against each other, turns as one piece.
 
-Shapes: B batch, J joints, P places (the joints, then means of joints), E edges of the tree.
+Shapes: B batch, J joints, M means of joints, P places (the joints, then
+the means), E edges of the tree.
 """
 
 from collections.abc import Sequence
@@ -79,7 +80,7 @@ class LimbLengths(nn.Module):
             bounds the gradient where a prediction has collapsed.
     """
 
-    places_PJ: Tensor
+    means_MJ: Tensor
     length_E: Tensor
     rigid_E: Tensor
     rigid_E3: Tensor
@@ -95,12 +96,14 @@ class LimbLengths(nn.Module):
         means = _MEANS[skeleton.name]
         names = [*skeleton.joints, *means]
         tree = _COCO_TREE if skeleton.name == "coco17" else _skeleton_tree(skeleton)
-        self.edges = tuple((names.index(parent), names.index(child)) for parent, child in tree)
+        self.edge_starts = [names.index(parent) for parent, _ in tree]
+        self.edge_ends = [names.index(child) for _, child in tree]
         self.joints = len(skeleton)
-        averages = [mean_of(skeleton, joints) for joints in means.values()]
-        places_PJ = torch.cat([torch.eye(len(skeleton)), *(row[None] for row in averages)])
+        means_MJ = torch.zeros(len(means), len(skeleton))
+        for row, joints in enumerate(means.values()):
+            means_MJ[row] = mean_of(skeleton, joints)
         self.softness = softness
-        self.register_buffer("places_PJ", places_PJ, persistent=False)
+        self.register_buffer("means_MJ", means_MJ, persistent=False)
         length_E = self._vectors(joints_J3[None])[0].norm(dim=-1)
         self.register_buffer("length_E", length_E, persistent=False)
         self._register_piece(skeleton, joints_J3, [child for _, child in tree])
@@ -110,6 +113,7 @@ class LimbLengths(nn.Module):
     ) -> None:
         """Keep the rigid limbs of the template in the axes of their piece."""
         piece = _RIGID.get(skeleton.name)
+        self.has_piece = piece is not None
         rigid_E = torch.tensor([piece is not None and child in piece.joints for child in children])
         directions_2J = torch.zeros(2, len(skeleton))
         rigid_E3 = torch.zeros(len(children), 3)
@@ -132,18 +136,20 @@ class LimbLengths(nn.Module):
         Returns:
             (B, J, 3) in the same axes, with the root of the tree at the origin.
         """
-        factor_BE = self._at_children(self._places(factor_BJ[..., None])[..., 0])
+        factor_BE = self._places(factor_BJ[..., None])[:, self.edge_ends, 0]
         length_BE = self.length_E * factor_BE
         vector_BE3 = self._vectors(joints_BJ3)
         soft = (self.softness * self.length_E).square()
         norm_BE = (vector_BE3.square().sum(-1) + soft).sqrt()
         bone_BE3 = vector_BE3 * (length_BE / norm_BE)[..., None]
-        if bool(self.rigid_E.any()):
+        if self.has_piece:
             turned_BE3 = self.rigid_E3 @ self._piece_axes(joints_BJ3).mT
             rigid_BE3 = turned_BE3 * factor_BE[..., None]
             bone_BE3 = torch.where(self.rigid_E[:, None], rigid_BE3, bone_BE3)
-        places: dict[int, Tensor] = {self.edges[0][0]: torch.zeros_like(joints_BJ3[:, 0])}
-        for number, (parent, child) in enumerate(self.edges):
+        places: dict[int, Tensor] = {self.edge_starts[0]: torch.zeros_like(joints_BJ3[:, 0])}
+        for number, (parent, child) in enumerate(
+            zip(self.edge_starts, self.edge_ends, strict=True)
+        ):
             places[child] = places[parent] + bone_BE3[:, number]
         return torch.stack([places[joint] for joint in range(self.joints)], dim=1)
 
@@ -158,17 +164,11 @@ class LimbLengths(nn.Module):
 
     def _places(self, values_BJD: Tensor) -> Tensor:
         """(B, P, D): the joints as they are, then the means of joints."""
-        means = self.places_PJ[self.joints :] @ values_BJD
-        return torch.cat([values_BJD, means], dim=1)
+        return torch.cat([values_BJD, self.means_MJ @ values_BJD], dim=1)
 
     def _vectors(self, joints_BJ3: Tensor) -> Tensor:
         places_BP3 = self._places(joints_BJ3)
-        parents = [parent for parent, _ in self.edges]
-        children = [child for _, child in self.edges]
-        return places_BP3[:, children] - places_BP3[:, parents]
-
-    def _at_children(self, values_BP: Tensor) -> Tensor:
-        return values_BP[:, [child for _, child in self.edges]]
+        return places_BP3[:, self.edge_ends] - places_BP3[:, self.edge_starts]
 
 
 def _skeleton_tree(skeleton: Skeleton) -> Tree:

@@ -96,6 +96,8 @@ class PosedTemplate(nn.Module):
 
     start_KJ: Tensor
     end_KJ: Tensor
+    across_KJ: Tensor
+    frame_K33: Tensor
     weight_NK: Tensor
     along_NK: Tensor
     offset_NK3: Tensor
@@ -156,13 +158,12 @@ class PosedTemplate(nn.Module):
     def _rotations(self, joints_BJ3: Tensor, vector_BK3: Tensor) -> Tensor:
         """Rotation (B, K, 3, 3) of each segment: its carrier's, then a least swing."""
         axis_BK3 = F.normalize(vector_BK3, dim=-1)
-        across_BK3 = self.get_buffer("across_KJ") @ joints_BJ3
-        rest_K33 = self.get_buffer("frame_K33")
+        across_BK3 = self.across_KJ @ joints_BJ3
         turns: list[Tensor] = []
         for k, parent in enumerate(self.parents):
             if parent is None:
                 now_B33 = rotation_6d_to_matrix(torch.cat([axis_BK3[:, k], across_BK3[:, k]], -1))
-                turns.append(now_B33 @ rest_K33[k].T)
+                turns.append(now_B33 @ self.frame_K33[k].T)
             else:
                 carried = turns[parent]
                 swing = shortest_rotation(carried @ self.axis_K3[k], axis_BK3[:, k])

@@ -91,18 +91,12 @@ def load_model(name: str | Path) -> tuple[nn.Module, Topology, dict[str, Any]]:
     try:
         topology = Topology.from_tensors(strip_prefix(tensors, "topology."), record["topology"])
         network = build(record["config"], topology)
-        problems = network.load_state_dict(state, strict=False)
+        network.load_state_dict(state)
     except (TypeError, KeyError, RuntimeError) as error:
         raise InputError(
             f"{path}: the file does not fit the architecture of this version ({error}). It was "
             "written by another version of kinemesh; use that one, or train the model again."
         ) from error
-    missing = [key for key in problems.missing_keys if not key.endswith("num_batches_tracked")]
-    if missing or problems.unexpected_keys:
-        raise InputError(
-            f"{path}: the tensors do not fit the architecture; missing {missing[:5]}, "
-            f"unexpected {problems.unexpected_keys[:5]}. Is the file from another version?"
-        )
     return network.eval(), topology, record
 
 
