@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 from kinemesh.bodies import CoarseLevel, Topology, asset_path, load_rig, load_topology
 from kinemesh.bodies.assets import write_asset
 from kinemesh.errors import InputError
+from kinemesh.skeletons import H36M14, H36M17
 from tests.tolerances import TOL
 
 EXACT = TOL[torch.float32]
@@ -182,6 +184,80 @@ def test_tensors_round_trip(topology: Topology) -> None:
     for name, tensor in again.to_tensors().items():
         # Weights are normalised after reading, which may move a float16 by a few bits.
         torch.testing.assert_close(tensor, tensors[name], rtol=4e-3, atol=0)
+
+
+J14_IN_H36M17 = (3, 2, 1, 4, 5, 6, 16, 15, 14, 11, 12, 13, 8, 10)
+
+
+def topology_with_tokens() -> Topology:
+    """A body of 17 joints, each a vertex; a network carries 14, at places of their own."""
+    generator = torch.Generator().manual_seed(5)
+    template = torch.randn(30, 3, generator=generator)
+    level = CoarseLevel(
+        vertex_index=torch.arange(0, 30, 3),
+        edges=torch.tensor([[0, 1], [1, 2]]),
+        faces=torch.zeros(0, 3, dtype=torch.int64),
+        up_index=torch.arange(30)[:, None] // 3,
+        up_weight=torch.ones(30, 1),
+    )
+    return Topology(
+        name="test-body",
+        kind="body",
+        template=template,
+        faces=torch.tensor([[0, 1, 2]]),
+        levels=(level,),
+        regressor_index=torch.arange(17)[:, None],
+        regressor_weight=torch.ones(17, 1),
+        skeleton=H36M17,
+        token_joints=J14_IN_H36M17,
+        token_template=torch.randn(14, 3, generator=generator),
+    )
+
+
+def test_tokens_are_all_joints_unless_said_otherwise(topology: Topology) -> None:
+    joints, coarse = topology.template_tokens
+    assert torch.equal(joints, topology.template_joints)
+    assert torch.equal(coarse, topology.template[topology.coarse.vertex_index])
+    assert topology.token_skeleton is topology.skeleton
+
+
+def test_tokens_are_the_chosen_joints_in_their_order() -> None:
+    topology = topology_with_tokens()
+    assert topology.token_skeleton is H36M14
+    meshes = torch.randn(2, 30, 3)
+    expected = torch.stack([meshes[:, joint] for joint in J14_IN_H36M17], dim=1)
+    assert torch.equal(topology.token_joint_positions(meshes), expected)
+
+
+def test_a_template_of_the_tokens_replaces_the_regressed_one() -> None:
+    topology = topology_with_tokens()
+    assert topology.token_template is not None
+    assert torch.equal(topology.template_tokens[0], topology.token_template)
+    regressed = replace(topology, token_template=None).template_tokens[0]
+    assert torch.equal(regressed, topology.template[list(J14_IN_H36M17)])
+
+
+def test_tokens_are_mirrored_moved_and_stored() -> None:
+    topology = topology_with_tokens()
+    right_knee, left_knee = 1, 4
+    expected = topology.template_tokens[0][right_knee] * torch.tensor([-1.0, 1.0, 1.0])
+    assert torch.equal(topology.mirrored().template_tokens[0][left_knee], expected)
+    again = topology.mirrored().mirrored()
+    assert torch.equal(again.template_tokens[0], topology.template_tokens[0])
+    assert topology.to("meta").template_tokens[0].is_meta
+    stored = Topology.from_tensors(topology.to_tensors(), topology.metadata())
+    assert stored.token_joints == J14_IN_H36M17
+    assert torch.equal(stored.template_tokens[0], topology.template_tokens[0])
+
+
+def test_wrong_tokens_are_refused() -> None:
+    topology = topology_with_tokens()
+    with pytest.raises(InputError, match="expected indices below 17"):
+        replace(topology, token_joints=(17,))
+    with pytest.raises(InputError, match=r"expected shape \(14, 3\)"):
+        replace(topology, token_template=torch.zeros(17, 3))
+    with pytest.raises(InputError, match="no skeleton has exactly"):
+        _ = replace(topology, token_joints=(0, 1), token_template=None).token_skeleton
 
 
 def test_assets_are_small() -> None:

@@ -9,11 +9,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import kinemesh
 from kinemesh.files import sha256
 
+if TYPE_CHECKING:
+    from kinemesh.bodies.asset_files import Family
+    from kinemesh.bodies.asset_report import AssetStatus
+
+SET = "set"
 Status = Literal["ok", "missing", "broken"]
 _WEIGHTS_DIR = Path(__file__).resolve().parent / "weights"
 _WHERE = "mend it in the folder with kinemesh's pyproject.toml"
@@ -24,7 +29,7 @@ class Check:
     """One line of the report.
 
     Attributes:
-        group: "system", "core", "extra" or "weights".
+        group: "system", "core", "extra" or "weights"; of a user's files "set", "smpl" or "mano".
         name: What was looked at.
         status: "missing" is fine for an extra; "broken" is there but not usable.
         detail: Version, device or problem, and where the command is to be run if that matters.
@@ -41,6 +46,43 @@ class Check:
 def examine(weights_dir: Path = _WEIGHTS_DIR) -> list[Check]:
     """Run all checks; none of them changes anything or uses the network."""
     return [*_system(), *_packages(), *_weights(weights_dir)]
+
+
+def examine_assets(folder: Path) -> list[Check]:
+    """What a folder has of the files that SMPL- and MANO-shaped networks need.
+
+    Returns:
+        One check for each of the two sets ("body set", "hand set"), which is "ok" where nothing
+        that is needed is missing, followed by a check for each of its files.
+
+    Raises:
+        InputError: There is no such folder.
+    """
+    from kinemesh.bodies.asset_report import inspect_assets, is_complete  # noqa: PLC0415
+
+    statuses = inspect_assets(folder)
+    sets: dict[Family, str] = {"smpl": "body set (SMPL)", "mano": "hand set (MANO)"}
+    checks = []
+    for family, name in sets.items():
+        complete = is_complete(statuses, family)
+        found = "complete" if complete else "incomplete: see the files below"
+        checks.append(Check(SET, name, "ok" if complete else "missing", found))
+        checks += [_asset(status) for status in statuses if status.file.family == family]
+    return checks
+
+
+def has_complete_set(checks: list[Check]) -> bool:
+    """Whether `examine_assets` found all that a body, or all that a hand needs."""
+    return any(check.group == SET and check.status == "ok" for check in checks)
+
+
+def _asset(status: "AssetStatus") -> Check:
+    file = status.file
+    need = "needed for" if file.required else "optional, for"
+    detail = f"{status.detail}; {need} {file.purpose}"
+    if status.status != "ok":
+        detail += f"; from {file.source}"
+    return Check(file.family, file.title, status.status, detail)
 
 
 def is_healthy(checks: list[Check]) -> bool:

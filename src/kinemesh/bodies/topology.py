@@ -4,8 +4,8 @@ A network asks a :class:`Topology` and never a body model, so the same network r
 All geometry is in the rest frame: x right, y down, z forward, metres, the root joint at the origin,
 the person facing the viewer (their left side at +x).
 
-Legend of shapes: B batch, V vertices of the full mesh, C vertices of a coarse level, J joints,
-K neighbours, F faces, E edges, D channels.
+Legend of shapes: B batch, V vertices of the full mesh, C vertices of a coarse level, N those of the
+coarsest, J joints, T joints that are tokens, K neighbours, F faces, E edges, D channels.
 """
 
 from collections.abc import Mapping
@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from kinemesh.errors import InputError
-from kinemesh.skeletons import Skeleton, get_skeleton, root_position
+from kinemesh.skeletons import SKELETONS, Skeleton, get_skeleton, root_position
 
 Kind = Literal["body", "hand"]
+SUM_TOLERANCE = 1e-3
 INDEX_TYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 
 
@@ -55,7 +56,8 @@ class CoarseLevel:
         edges: (E, 2) int64, neighbouring coarse vertices, smaller index first.
         faces: (F, 3) int64, triangles of coarse vertices, counter-clockwise as in the full mesh.
         up_index: (V, K) int64, the coarse vertices that each full vertex is made of.
-        up_weight: (V, K) float32, their weights; each row sums to one.
+        up_weight: (V, K) float32, their weights. Each row of our own bodies sums to one; the
+            official matrices of SMPL and MANO extrapolate, and theirs do so only roughly.
     """
 
     vertex_index: Tensor
@@ -70,7 +72,7 @@ class CoarseLevel:
     def upsample(self, coarse_BCD: Tensor) -> Tensor:
         """Map (B, C, D) values at the coarse vertices to (B, V, D) at all vertices.
 
-        Rows of the weights sum to one, so a translation of the input translates the output.
+        Where rows of the weights sum to one, a translation of the input translates the output.
         """
         if coarse_BCD.ndim != 3 or coarse_BCD.shape[1] != len(self):
             found = tuple(coarse_BCD.shape)
@@ -97,19 +99,24 @@ class CoarseLevel:
         return CoarseLevel(**{name: value.to(device) for name, value in vars(self).items()})
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """Tensors for a file: narrow integers, float16 weights."""
+        """Tensors for a file: narrow integers; float16 weights if their rows sum to one."""
         packed = {name: compact_index(getattr(self, name)) for name in _LEVEL_INDICES}
-        return packed | {"up_weight": self.up_weight.half().contiguous()}
+        off_one = (self.up_weight.sum(1) - 1).abs().max()
+        weight = self.up_weight.half() if off_one < SUM_TOLERANCE else self.up_weight.float()
+        return packed | {"up_weight": weight.contiguous()}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "CoarseLevel":
         """Inverse of :meth:`to_tensors`, up to the rounding of the weights to float16.
 
-        The rows are normalised again, so they sum to one in float32.
+        Rows of float16 weights are normalised again, so they sum to one in float32.
         """
         index = {name: _take(tensors, name).long() for name in _LEVEL_INDICES}
-        weight = _take(tensors, "up_weight").float()
-        return cls(**index, up_weight=weight / weight.sum(1, keepdim=True))
+        stored = _take(tensors, "up_weight")
+        weight = stored.float()
+        if stored.dtype == torch.float16:
+            weight = weight / weight.sum(1, keepdim=True)
+        return cls(**index, up_weight=weight)
 
 
 _LEVEL_INDICES = ("vertex_index", "edges", "faces", "up_index")
@@ -126,9 +133,15 @@ class Topology:
         faces: (F, 3) int64, counter-clockwise seen from outside in a right-handed frame.
         levels: coarse levels, finest first.
         regressor_index: (J, K) int64, vertices that make each joint.
-        regressor_weight: (J, K) float32, non-negative, rows sum to one.
-        skeleton: The J joints; their root (body: midpoint of the hips; hand: wrist) is the
-            origin of the root frame.
+        regressor_weight: (J, K) float32, non-negative. Rows of our own bodies sum to one, those
+            of published regressors nearly.
+        skeleton: The J joints; their root (body: pelvis or midpoint of the hips; hand: wrist) is
+            the origin of the root frame.
+        token_joints: Joints that a network carries as tokens, in the tokens' order, as indices
+            into the skeleton; None where it carries all.
+        token_template: (T, 3) float32 places of these joints in the template, rest frame, metres;
+            None where the regressor gives them. A published template may differ from it: by the
+            root it subtracts, or by joints that come from the skeleton of the body model.
     """
 
     name: str
@@ -139,6 +152,24 @@ class Topology:
     regressor_index: Tensor
     regressor_weight: Tensor
     skeleton: Skeleton
+    token_joints: tuple[int, ...] | None = None
+    token_template: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        count, joints = self._token_count(), self.token_joints or ()
+        if any(not 0 <= joint < len(self.skeleton) for joint in joints):
+            raise InputError(
+                f"token_joints: expected indices below {len(self.skeleton)} into skeleton "
+                f"'{self.skeleton.name}', found {joints}; count joints from 0"
+            )
+        if self.token_template is not None and self.token_template.shape != (count, 3):
+            raise InputError(
+                f"token_template: expected shape ({count}, 3), a place for each joint that is a "
+                f"token, found {tuple(self.token_template.shape)}"
+            )
+
+    def _token_count(self) -> int:
+        return len(self.skeleton) if self.token_joints is None else len(self.token_joints)
 
     @property
     def coarse(self) -> CoarseLevel:
@@ -159,6 +190,40 @@ class Topology:
             )
         return regress(vertices_BV3, self.regressor_index, self.regressor_weight)
 
+    @property
+    def token_skeleton(self) -> Skeleton:
+        """The joint set of the tokens: the topology's own, or the known one with these joints.
+
+        Raises:
+            InputError: No known joint set has just these joints in this order.
+        """
+        if self.token_joints is None:
+            return self.skeleton
+        names = tuple(self.skeleton.joints[joint] for joint in self.token_joints)
+        for skeleton in SKELETONS.values():
+            if skeleton.joints == names:
+                return skeleton
+        raise InputError(
+            f"token_joints of topology '{self.name}': no skeleton has exactly the joints "
+            f"{', '.join(names)}; add one to kinemesh.skeletons"
+        )
+
+    @property
+    def template_tokens(self) -> tuple[Tensor, Tensor]:
+        """Joints (T, 3) and coarse vertices (N, 3) of the template that a network is built from."""
+        coarse_N3 = self.template[self.coarse.vertex_index]
+        if self.token_template is not None:
+            return self.token_template, coarse_N3
+        return self.token_joint_positions(self.template[None])[0], coarse_N3
+
+    def token_joint_positions(self, vertices_BV3: Tensor) -> Tensor:
+        """Joints (B, T, 3) of full meshes (B, V, 3), in the order of the tokens.
+
+        They are regressed from the mesh, as `joints` are; frame and unit are those of the input.
+        """
+        joints_BJ3 = self.joints(vertices_BV3)
+        return joints_BJ3 if self.token_joints is None else joints_BJ3[:, list(self.token_joints)]
+
     def root(self, joints_BJ3: Tensor) -> Tensor:
         """Root (B, 1, 3) of joints (B, J, 3): the origin of the root frame."""
         return root_position(joints_BJ3, self.skeleton)
@@ -171,6 +236,9 @@ class Topology:
         """
         order = list(self.skeleton.flip_permutation)
         sign = self.template.new_tensor([-1.0, 1.0, 1.0])
+        tokens_T3 = self.token_template
+        if tokens_T3 is not None:
+            tokens_T3 = tokens_T3[list(self.token_skeleton.flip_permutation)] * sign
         levels = tuple(replace(level, faces=level.faces[:, [0, 2, 1]]) for level in self.levels)
         return replace(
             self,
@@ -179,21 +247,27 @@ class Topology:
             levels=levels,
             regressor_index=self.regressor_index[order],
             regressor_weight=self.regressor_weight[order],
+            token_template=tokens_T3,
         )
 
     def to(self, device: torch.device | str) -> "Topology":
         """Copy with all tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in _TENSORS}
+        tokens_T3 = self.token_template
+        moved["token_template"] = None if tokens_T3 is None else tokens_T3.to(device)
         return replace(self, **moved, levels=tuple(level.to(device) for level in self.levels))
 
     def metadata(self) -> dict[str, Any]:
         """What a file must say beside the tensors of :meth:`to_tensors`; plain JSON values."""
-        return {
+        record: dict[str, Any] = {
             "name": self.name,
             "kind": self.kind,
             "skeleton": self.skeleton.name,
             "levels": [len(level) for level in self.levels],
         }
+        if self.token_joints is not None:
+            record["token_joints"] = list(self.token_joints)
+        return record
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Tensors for a safetensors file; the coarse levels are named ``levels.0.edges`` etc."""
@@ -203,6 +277,8 @@ class Topology:
             "regressor_index": compact_index(self.regressor_index),
             "regressor_weight": self.regressor_weight.float().contiguous(),
         }
+        if self.token_template is not None:
+            packed["token_template"] = self.token_template.float().contiguous()
         for number, level in enumerate(self.levels):
             packed |= {f"levels.{number}.{key}": v for key, v in level.to_tensors().items()}
         return packed
@@ -224,6 +300,7 @@ class Topology:
             CoarseLevel.from_tensors(strip_prefix(tensors, f"levels.{number}."))
             for number in range(len(metadata["levels"]))
         )
+        token_joints, token_template = metadata.get("token_joints"), tensors.get("token_template")
         return cls(
             name=metadata["name"],
             kind=metadata["kind"],
@@ -233,6 +310,8 @@ class Topology:
             regressor_index=_take(tensors, "regressor_index").long(),
             regressor_weight=_take(tensors, "regressor_weight").float(),
             skeleton=get_skeleton(metadata["skeleton"]),
+            token_joints=None if token_joints is None else tuple(token_joints),
+            token_template=None if token_template is None else token_template.float(),
         )
 
 

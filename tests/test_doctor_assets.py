@@ -1,0 +1,75 @@
+"""``kinemesh doctor --assets DIR``: what is there, what is missing, and where it comes from."""
+
+from pathlib import Path
+
+import pytest
+
+from kinemesh.cli import main
+from kinemesh.doctor import examine_assets, has_complete_set
+from kinemesh.errors import InputError
+from tests.body_fixtures import write_mano_assets, write_smpl_assets
+
+
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = main(["doctor", "--assets", str(folder)])
+    return code, " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+
+
+def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = run(tmp_path, capsys)
+    assert code == 1
+    for name in ("SMPL_NEUTRAL", "mesh_downsampling.npz", "J_regressor_h36m_correct.npy"):
+        assert name in out
+    for source in ("smpl.is.tue.mpg.de", "mano.is.tue.mpg.de", "microsoft/MeshGraphormer"):
+        assert source in out
+    assert "src/modeling/data" in out
+    assert out.count("incomplete") == 2
+
+
+@pytest.mark.parametrize("write", [lambda folder: write_smpl_assets(folder, 60), write_mano_assets])
+def test_one_complete_set_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], write
+) -> None:
+    path = write(tmp_path)
+    code, out = run(tmp_path, capsys)
+    assert code == 0
+    assert path.name in out
+    assert out.count("incomplete") == 1
+
+
+def test_damage_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_mano_assets(tmp_path)
+    (tmp_path / "mano_downsampling.npz").write_bytes(b"PK")
+    code, out = run(tmp_path, capsys)
+    assert code == 1
+    assert "broken" in out
+    assert "mano_downsampling.npz: expected an .npz file" in out
+
+
+def test_a_damaged_file_that_is_compared_stands_in_the_way(tmp_path: Path) -> None:
+    write_mano_assets(tmp_path)
+    assert has_complete_set(examine_assets(tmp_path))
+    (tmp_path / "mano_195_adjmat_values.pt").write_bytes(b"")
+    checks = examine_assets(tmp_path)
+    assert not has_complete_set(checks)
+    assert [check.name for check in checks if check.status == "broken"] == [
+        "mano_195_adjmat_{indices,size,values}.pt"
+    ]
+
+
+def test_a_damaged_file_that_is_optional_does_not(tmp_path: Path) -> None:
+    write_smpl_assets(tmp_path, 60)
+    (tmp_path / "SMPL_MALE.pkl").write_bytes(b"")
+    (tmp_path / "J_regressor_extra.npy").unlink()
+    assert has_complete_set(examine_assets(tmp_path))
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert main(["doctor", "--assets", str(tmp_path / "absent")]) == 2
+    with pytest.raises(InputError, match="expected a folder with body model files"):
+        examine_assets(tmp_path / "absent")
