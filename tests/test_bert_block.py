@@ -38,8 +38,9 @@ def slow_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def slow_attention(x: Tensor, attention: nn.Module) -> Tensor:
     """One sample, one head and one token after the other."""
-    q, k, v = (getattr(attention.self, name)(x) for name in ("query", "key", "value"))
     width = x.shape[-1] // 4
+    rows = attention.self.qkv.weight.split(x.shape[-1]), attention.self.qkv.bias.split(x.shape[-1])
+    q, k, v = (x @ weight.T + bias for weight, bias in zip(*rows, strict=True))
     out = torch.zeros_like(x)
     for sample in range(len(x)):
         for head in range(4):

@@ -77,7 +77,7 @@ def test_heads_read_the_right_tokens():
     net = network().eval()
     image = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        tokens = net.trans_encoder(net._tokens(*net.backbone(image), None))
+        tokens = net.trans_encoder(net.tokens(image).dense())
         output = net(image)
     coarse = tokens[:, JOINTS : JOINTS + COARSE]
     torch.testing.assert_close(output.joints, tokens[:, :JOINTS])
@@ -95,11 +95,12 @@ def test_heads_read_the_right_tokens():
 
 
 def test_mask_reaches_queries_and_not_the_grid():
-    net = network().eval()
+    grid, pooled = torch.randn(1, 16, 2, 2), torch.randn(1, 10)
+    net = network(backbone=_Answer(grid, pooled)).eval()
     mask = torch.ones(1, JOINTS + COARSE, 1)
     mask[:, 1] = 0
-    grid, pooled = torch.randn(1, 16, 2, 2), torch.randn(1, 10)
-    plain, masked = net._tokens(grid, pooled, None), net._tokens(grid, pooled, mask)
+    image = torch.empty(0)
+    plain, masked = net.tokens(image).dense(), net.tokens(image, mask).dense()
     assert plain.shape == (1, JOINTS + COARSE + 4, 13)
     torch.testing.assert_close(masked[0, 1], torch.full((13,), 0.01))
     keep = [i for i in range(plain.shape[1]) if i != 1]
@@ -107,6 +108,49 @@ def test_mask_reaches_queries_and_not_the_grid():
     torch.testing.assert_close(plain[0, 0], torch.cat([net.template[0], pooled[0]]))
     row_major = net.grid_feat_dim(grid[0, :, 0, 1])  # the second cell is one to the right
     torch.testing.assert_close(plain[0, JOINTS + COARSE + 1], row_major)
+
+
+class _Answer(nn.Module):
+    """A backbone whose outputs are known."""
+
+    def __init__(self, *outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, _image):
+        return self.outputs
+
+
+@pytest.mark.parametrize(
+    "flags", [(False,) * 3, (True, False, False), (False, True, True), (True,) * 3]
+)
+def test_graph_in_any_subset_of_blocks(flags):
+    """Each graph block works at its own width; factored and dense tokens agree."""
+    net = network(replace(CONFIG, graph_blocks=flags)).double().eval()
+    for block, width, has_graph in zip(net.trans_encoder, CONFIG.hidden_dims, flags, strict=True):
+        for layer in block.bert.encoder.layer:
+            assert (layer.graph_conv is not None) == has_graph
+            if has_graph:
+                assert layer.graph_conv.lin1.W.shape == (width // 2, width)
+    image = torch.rand(2, 3, 64, 64, dtype=torch.float64)
+    keep = (torch.rand(2, JOINTS + COARSE, 1) > 0.3).double()
+    tokens = net.tokens(image, keep)
+    fast, slow = net.trans_encoder(tokens), net.trans_encoder(tokens.dense())
+    torch.testing.assert_close(fast, slow, **TOL[torch.float64])
+    fast.square().sum().backward()
+    assert all(p.grad is not None for p in net.trans_encoder.parameters())
+
+
+def test_compiles_into_one_graph():
+    """With its backbone, and in training with masks."""
+    torch._dynamo.reset()
+    net = network(replace(CONFIG, layers=1, graph_blocks=(True, False, True), dropout=0.0)).eval()
+    image, keep = torch.rand(2, 3, 64, 64), torch.ones(2, JOINTS + COARSE, 1)
+    keep[0, 3] = 0
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    expected, found = net(image, keep), compiled(image, keep)
+    torch.testing.assert_close(found.vertices[-1], expected.vertices[-1])
+    found.vertices[-1].sum().backward()
 
 
 def test_attention_is_of_the_last_block():

@@ -9,6 +9,7 @@ A attention heads, K = H / A head width.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from kinemesh.errors import InputError
 from kinemesh.models.graph_convolution import LAYER_NORM_EPS, GraphResidualBlock, GraphTokens
+from kinemesh.models.query_tokens import QueryTokens, TokenLinear
 
 _INITIAL_STD = 0.02
 
@@ -37,25 +39,21 @@ class BlockOutput(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of all tokens to all tokens."""
+    """Multi-head attention of all tokens to all tokens.
+
+    ``qkv`` makes queries, keys and values in one product; its rows are in this order.
+    """
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
         self.dropout = dropout
-
-    def _split(self, x_BTH: Tensor) -> Tensor:
-        batch, tokens, _ = x_BTH.shape
-        return x_BTH.reshape(batch, tokens, self.heads, -1).transpose(1, 2)
 
     def forward(self, x_BTH: Tensor, return_attention: bool) -> tuple[Tensor, Tensor | None]:
         """Return the context (B,T,H), and the probabilities (B,A,T,T) if asked for."""
-        query_BATK = self._split(self.query(x_BTH))
-        key_BATK = self._split(self.key(x_BTH))
-        value_BATK = self._split(self.value(x_BTH))
+        heads_BT3AK = self.qkv(x_BTH).unflatten(-1, (3, self.heads, -1))
+        query_BATK, key_BATK, value_BATK = heads_BT3AK.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.dropout if self.training else 0.0
         probability_BATT = None
         if return_attention:
@@ -163,21 +161,21 @@ class TokenEncoder(nn.Module):
         self, in_dim: int, hidden_dim: int, positions: int, dropout: float, layers: list[Layer]
     ) -> None:
         super().__init__()
-        self.img_embedding = nn.Linear(in_dim, hidden_dim)
+        self.img_embedding = TokenLinear(in_dim, hidden_dim)
         self.position_embeddings = nn.Embedding(positions, hidden_dim)
         self.dropout = nn.Dropout(dropout)
         self.encoder = LayerStack(layers)
 
-    def forward(self, x_BTD: Tensor, return_attention: bool) -> BlockOutput:
+    def forward(self, tokens: Tensor | QueryTokens, return_attention: bool) -> BlockOutput:
         """Return hidden tokens (B,T,H), with all states and probabilities if asked for."""
-        tokens, positions = x_BTD.shape[1], self.position_embeddings.num_embeddings
-        if tokens > positions:
+        x_BTH: Tensor = self.img_embedding(tokens)
+        count, positions = x_BTH.shape[1], self.position_embeddings.num_embeddings
+        if count > positions:
             raise InputError(
                 f"tokens: expected at most {positions}, the size of the position table, found "
-                f"{tokens}; build the block with a larger 'positions'."
+                f"{count}; build the block with a larger 'positions'."
             )
-        x_BTH = self.img_embedding(x_BTD) + self.position_embeddings.weight[:tokens]
-        x_BTH = self.dropout(x_BTH)
+        x_BTH = self.dropout(x_BTH + self.position_embeddings.weight[:count])
         hidden, attention = [x_BTH], []
         for layer in self.encoder.layer:
             x_BTH, probability_BATT = layer(x_BTH, return_attention)
@@ -229,23 +227,84 @@ class TransformerBlock(nn.Module):
         stack = [Layer(hidden_dim, feed_forward_dim, heads, dropout, graph) for _ in range(layers)]
         self.bert = TokenEncoder(in_dim, hidden_dim, positions, dropout, stack)
         self.cls_head = nn.Linear(hidden_dim, out_dim)
-        self.residual = nn.Linear(in_dim, out_dim)
+        self.residual = TokenLinear(in_dim, out_dim)
         self.apply(_initialise)
 
-    def forward(self, x_BTD: Tensor, return_attention: bool = False) -> BlockOutput:
+    def forward(self, tokens: Tensor | QueryTokens, return_attention: bool = False) -> BlockOutput:
         """Transform (B,T,D) to (B,T,O).
 
         Args:
-            x_BTD: Tokens.
+            tokens: (B,T,D), or the same in factors.
             return_attention: Also return hidden states and attention probabilities. This takes
                 the explicit formula in place of the fused kernel; the tokens are the same.
 
         Raises:
             InputError: T is larger than the position table.
         """
-        encoded = self.bert(x_BTD, return_attention)
-        tokens_BTO = self.cls_head(encoded.tokens) + self.residual(x_BTD)
+        encoded = self.bert(tokens, return_attention)
+        tokens_BTO = self.cls_head(encoded.tokens) + self.residual(tokens)
         return BlockOutput(tokens_BTO, encoded.hidden, encoded.attention)
+
+
+class BlockChain(nn.ModuleList):
+    """Transformer blocks of changing width, each fed with the output of the one before.
+
+    Args:
+        in_dim: D of the first block.
+        hidden_dims: Hidden width of each block.
+        feed_forward_dims: Feed-forward width of each block.
+        out_dims: Output width of each block, the input width of the next.
+        graphs: For each block its graph tokens or None; None stands for no graph in any block.
+        layers: BERT layers in each block.
+        heads: Attention heads.
+        dropout: Probability.
+        positions: Size of each block's position table.
+
+    Raises:
+        InputError: The sequences differ in length.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dims: Sequence[int],
+        feed_forward_dims: Sequence[int],
+        out_dims: Sequence[int],
+        graphs: Sequence[GraphTokens | None] | None = None,
+        layers: int = 4,
+        heads: int = 4,
+        dropout: float = 0.1,
+        positions: int = 512,
+    ) -> None:
+        super().__init__()
+        graphs = [None] * len(hidden_dims) if graphs is None else graphs
+        lengths = {len(hidden_dims), len(feed_forward_dims), len(out_dims), len(graphs)}
+        if len(lengths) != 1 or not hidden_dims:
+            raise InputError(
+                "hidden_dims, feed_forward_dims, out_dims and graph_blocks: expected one entry "
+                f"per block in each, found lengths {sorted(lengths)}."
+            )
+        for hidden, feed_forward, out_dim, graph in zip(
+            hidden_dims, feed_forward_dims, out_dims, graphs, strict=True
+        ):
+            self.append(
+                TransformerBlock(
+                    in_dim, hidden, feed_forward, out_dim, layers, heads, dropout, positions, graph
+                )
+            )
+            in_dim = out_dim
+
+    def forward(self, tokens: Tensor | QueryTokens) -> Tensor:
+        """Transform (B,T,D), or the same in factors, to (B,T,last out_dim)."""
+        return self.encode(tokens).tokens
+
+    def encode(self, tokens: Tensor | QueryTokens, return_attention: bool = False) -> BlockOutput:
+        """As `forward`, with hidden states and attention of the last block if asked for."""
+        last = len(self) - 1
+        output: BlockOutput = self[0](tokens, return_attention and last == 0)
+        for index in range(1, len(self)):
+            output = self[index](output.tokens, return_attention and index == last)
+        return output
 
 
 def _initialise(module: nn.Module) -> None:

@@ -82,7 +82,8 @@ class GraphConvolution(nn.Module):
 
     def forward(self, x_BNC: Tensor) -> Tensor:
         """Return (B,N,out)."""
-        return torch.matmul(self.adjacency, torch.matmul(x_BNC, self.weight)) + self.bias
+        out_BNC = torch.matmul(x_BNC, self.weight)
+        return torch.baddbmm(self.bias, self.adjacency.expand(len(out_BNC), -1, -1), out_BNC)
 
 
 class GraphResidualBlock(nn.Module):

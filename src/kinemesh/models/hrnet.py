@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kinemesh.errors import InputError
+from kinemesh.models.resnet import Bottleneck
 
 _STRIDE = 32  # of the lowest branch; image sides must divide by it
 _BLOCKS = 4  # residual blocks per branch and module
@@ -56,31 +57,6 @@ class BasicBlock(nn.Module):
         """Return (B,C,H,W)."""
         y = F.relu(self.bn1(self.conv1(x_BCHW)))
         return F.relu(x_BCHW + self.bn2(self.conv2(y)))
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions; the output has 4 ``planes`` channels."""
-
-    expansion = 4
-
-    def __init__(self, in_channels: int, planes: int) -> None:
-        super().__init__()
-        out_channels = planes * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, planes, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(planes)
-        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(planes)
-        self.conv3 = nn.Conv2d(planes, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels)
-        self.downsample: nn.Module = nn.Identity()
-        if in_channels != out_channels:
-            self.downsample = _conv_norm(in_channels, out_channels, 1, relu=False)
-
-    def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Return (B,4 planes,H,W)."""
-        y = F.relu(self.bn1(self.conv1(x_BCHW)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        return F.relu(self.downsample(x_BCHW) + self.bn3(self.conv3(y)))
 
 
 class HighResolutionModule(nn.Module):
