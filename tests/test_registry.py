@@ -12,7 +12,9 @@ from kinemesh.errors import InputError
 from kinemesh.files import sha256
 from kinemesh.models import registry
 from kinemesh.models.guided_graphormer import GuidedGraphormer
+from kinemesh.models.variants import VARIANTS, build_network, describe_variant
 from tests.test_guided_graphormer import TINY
+from tests.test_variants import tiny
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
 
 def test_missing_tensors_are_named(saved, tmp_path):
     path, _ = saved
-    tensors, record = registry._read(path)
+    tensors, record = registry.read_weights(path)
     del tensors["model.heat_maps.weight"]
     broken = tmp_path / "broken.safetensors"
     save_file(tensors, broken, {"kinemesh": json.dumps(record)})
@@ -76,7 +78,7 @@ def test_missing_tensors_are_named(saved, tmp_path):
 
 def test_files_of_another_version_are_refused(saved, tmp_path):
     path, _ = saved
-    tensors, record = registry._read(path)
+    tensors, record = registry.read_weights(path)
     other = tmp_path / "other.safetensors"
     reshaped = {**tensors, "model.joint_head.weight": torch.zeros(6, 32)}
     save_file(reshaped, other, {"kinemesh": json.dumps(record)})
@@ -123,3 +125,69 @@ def test_shipped_models_load_and_match_their_cards(name):
     assert record["task"] == name
     assert path.stat().st_size < 16e6
     assert not network.training
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_precision_is_a_choice(half, tmp_path):
+    torch.manual_seed(0)
+    topology = load_topology("anny-hand")
+    record = describe_variant("graphormer-hand-w40", topology, **tiny("graphormer-hand-w40"))
+    network = build_network(record, topology)
+    path = tmp_path / "tiny.safetensors"
+    registry.save_model(path, network, topology, record, half=half)
+    loaded, stored, found = registry.load_model(path)
+    assert stored.name == "anny-hand"
+    assert found["backbone"] == json.loads(json.dumps(record["backbone"]))
+    for name, value in network.state_dict().items():
+        rounded = half and value.is_floating_point() and value.ndim > 1
+        expected = value.half().float() if rounded else value
+        assert loaded.state_dict()[name].dtype == value.dtype
+        assert torch.equal(loaded.state_dict()[name], expected), name
+
+
+@pytest.mark.parametrize(
+    "name", ["metro-body-w40", "graphormer-hand-w40", "graphormer-handpose-w40"]
+)
+def test_loaded_networks_are_whole_and_can_be_trained_on(name, tmp_path):
+    torch.manual_seed(0)
+    task = VARIANTS[name].task
+    topology = load_topology(f"anny-{task}")
+    record = describe_variant(name, topology, **tiny(name))
+    network = build_network(record, topology).eval()
+    path = tmp_path / "tiny.safetensors"
+    registry.save_model(path, network, topology, record, half=False)
+    loaded, _, _ = registry.load_model(path)
+    path.unlink()  # what was loaded does not lie in the file
+    image = torch.rand(1, 3, 224, 224)
+    assert torch.equal(loaded(image).joints, network(image).joints)
+    tensors = [*loaded.parameters(), *loaded.buffers()]
+    assert {value.device.type for value in tensors} == {"cpu"}
+    assert all(value.requires_grad for value in loaded.parameters())
+    loaded.train()(image.repeat(2, 1, 1, 1)).joints.sum().backward()
+
+
+def test_a_pose_network_needs_no_mesh(tmp_path):
+    name = "graphormer-handpose-w40"
+    record = describe_variant(name, **tiny(name))
+    path = tmp_path / "pose.safetensors"
+    registry.save_model(path, build_network(record, None), None, record)
+    network, topology, found = registry.load_model(path)
+    assert found["joints"] == list(topology.skeleton.joints)
+    assert network(torch.zeros(1, 3, 224, 224)).joints.shape == (1, 21, 3)
+
+
+def test_a_mesh_of_other_sizes_is_refused(tmp_path):
+    record = describe_variant("graphormer-hand-w40", **tiny("graphormer-hand-w40"))
+    network = build_network(record, load_topology("anny-hand"))
+    path = tmp_path / "tiny.safetensors"
+    registry.save_model(path, network, load_topology("anny-body"), record)
+    with pytest.raises(InputError, match=r"made for 21 joints.*anny-body"):
+        registry.load_model(path)
+
+
+def test_unknown_architectures_are_named(saved, tmp_path):
+    tensors, record = registry.read_weights(saved[0])
+    other = tmp_path / "other.safetensors"
+    save_file(tensors, other, {"kinemesh": json.dumps({**record, "architecture": "resnext"})})
+    with pytest.raises(InputError, match=r"'resnext' is unknown here; .*metro"):
+        registry.load_model(other)

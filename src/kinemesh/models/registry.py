@@ -5,19 +5,24 @@ A weight file is one safetensors file with everything that prediction needs: the
 how to build the network. A card (JSON, same name) stands beside it.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kinemesh.bodies.assets import load_topology
+from kinemesh.bodies.official_assets import mano_topology, smpl_topology
 from kinemesh.bodies.topology import Topology, strip_prefix
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path, sha256, write_json
 from kinemesh.models.guided_graphormer import GuidedGraphormer, GuidedGraphormerConfig
+from kinemesh.models.variants import CONFIGS, build_network
 
 FORMAT = 1
 WEIGHTS_DIR = Path(__file__).resolve().parents[1] / "weights"
@@ -27,77 +32,160 @@ SHIPPED = {"body": "guided-graphormer-body", "hand": "guided-graphormer-hand"}
 Builder = Callable[[Mapping[str, Any], Topology], nn.Module]
 
 
-def _build_guided_graphormer(config: Mapping[str, Any], topology: Topology) -> nn.Module:
+def _build_guided_graphormer(record: Mapping[str, Any], topology: Topology) -> nn.Module:
+    config = record["config"]
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
     return GuidedGraphormer(GuidedGraphormerConfig(**values), topology)
 
 
-ARCHITECTURES: dict[str, Builder] = {"guided-graphormer": _build_guided_graphormer}
+ARCHITECTURES: dict[str, Builder] = {
+    "guided-graphormer": _build_guided_graphormer,
+    **dict.fromkeys(CONFIGS, functools.partial(build_network, blank=True)),
+}
+"""What builds a network from the record of a weight file and a mesh."""
 
 
 def save_model(
     path: str | Path,
     network: nn.Module,
-    topology: Topology,
+    topology: Topology | None,
     metadata: Mapping[str, Any],
     card: Mapping[str, Any] | None = None,
+    *,
+    half: bool = True,
 ) -> None:
     """Write a weight file, and its card with the file's SHA-256 if one is given.
 
-    Matrices are stored in float16, vectors (biases, norms, their statistics) in float32.
+    The metadata are plain JSON values. Every file has
+
+    - ``architecture``: a key of `ARCHITECTURES`;
+    - ``config``: the fields of its configuration dataclass (``dataclasses.asdict``);
+    - ``task``: "body" or "hand";
+    - ``resolution``: side of the square input crop in pixels.
+
+    The files of METRO and Mesh Graphormer ("metro", "graphormer", "graphormer-pose") also have
+    the following; `variants.describe_variant` returns all of it:
+
+    - ``backbone``: ``{"name": "hrnet" | "resnet", ...}``, see `variants.BackboneSpec`;
+    - ``normalisation``: "imagenet": the network wants what `imagenet.normalise_imagenet` makes of
+      sRGB in 0..1; where the key is missing the network takes sRGB in 0..1 itself;
+    - ``joints``: names of the joint tokens, in their order;
+    - ``family``: the official checkpoint family that fits, see `checkpoints.FAMILIES`, or None;
+    - ``variant``: the registered variant it came from, or None.
+
+    Training adds ``training`` and a conversion ``source`` and ``license``.
 
     Args:
         path: Where to write, ``.safetensors``.
         network: Module whose state dict is stored.
-        topology: Mesh that the network predicts.
-        metadata: At least ``architecture`` (a key of `ARCHITECTURES`), ``config``, ``task`` and
-            ``resolution``; must be JSON.
+        topology: Mesh that the network predicts; None leaves it out, and `load_model` then asks
+            for the user's own body model files.
+        metadata: See above.
         card: What a user should know: licence, origin, data, scores with their protocol.
+        half: Store matrices in float16 and vectors (biases, norms, their statistics) in float32;
+            False keeps everything in float32.
     """
-    path = Path(path)
-    tensors = {f"model.{name}": _compact(value) for name, value in network.state_dict().items()}
-    tensors |= {f"topology.{name}": value for name, value in topology.to_tensors().items()}
-    record = {"format": FORMAT, **metadata, "topology": topology.metadata()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"kinemesh": json.dumps(record)})
+    write_weights(path, network.state_dict(), topology, metadata, half=half)
     if card is not None:
+        path = Path(path)
         write_json(path.with_suffix(".json"), {**card, "sha256": sha256(path)})
 
 
-def load_model(name: str | Path) -> tuple[nn.Module, Topology, dict[str, Any]]:
+def write_weights(
+    path: str | Path,
+    state: Mapping[str, Tensor],
+    topology: Topology | None,
+    metadata: Mapping[str, Any],
+    *,
+    half: bool,
+) -> None:
+    """As `save_model`, for a state dict in place of a network."""
+    pack = _compact if half else _contiguous
+    tensors = {f"model.{name}": pack(value) for name, value in state.items()}
+    record = {"format": FORMAT, **metadata, "topology": None}
+    if topology is not None:
+        tensors |= {f"topology.{name}": value for name, value in topology.to_tensors().items()}
+        record["topology"] = topology.metadata()
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {"kinemesh": json.dumps(record)})
+
+
+def load_model(
+    name: str | Path, assets: Path | None = None
+) -> tuple[nn.Module, Topology, dict[str, Any]]:
     """Build a network with its trained weights, in eval mode, on the CPU.
 
     Args:
         name: A shipped model ("body", "hand", or a name that `cards` lists) or the path of a
             weight file.
+        assets: Folder with the user's SMPL or MANO files and the official sampling files. It is
+            needed for a converted checkpoint that was stored without its mesh, and else not read.
 
     Returns:
         The network, its topology, and the metadata that `save_model` was given.
 
     Raises:
-        InputError: Nothing has this name, or the file is not a weight file of this library.
+        InputError: Nothing has this name, the file is not a weight file of this library, or it
+            has no mesh and ``assets`` is None or has another one.
     """
     path = weight_path(name)
     if path.parent == WEIGHTS_DIR:
         _check_shipped(path)
-    tensors, record = _read(path)
+    tensors, record = read_weights(path)
     build = ARCHITECTURES.get(record.get("architecture", ""))
+    if build is None and record.get("task") is None:
+        raise InputError(
+            f"{path}: a backbone alone ({record.get('architecture')}), which predicts no mesh. "
+            "Give it to training as the weights to begin with."
+        )
     if build is None:
         raise InputError(
             f"{path}: architecture {record.get('architecture')!r} is unknown here; this version "
             f"knows {', '.join(ARCHITECTURES)}. Update kinemesh."
         )
-    state = {key: value.float() for key, value in strip_prefix(tensors, "model.").items()}
+    topology = _stored_topology(path, tensors, record) or _topology_of_user(path, record, assets)
+    state = {key: _single(value) for key, value in strip_prefix(tensors, "model.").items()}
     try:
-        topology = Topology.from_tensors(strip_prefix(tensors, "topology."), record["topology"])
-        network = build(record["config"], topology)
-        network.load_state_dict(state)
+        network = build(record, topology)
+        network.load_state_dict(state, assign=True)
     except (TypeError, KeyError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: the file does not fit the architecture of this version ({error}). It was "
-            "written by another version of kinemesh; use that one, or train the model again."
-        ) from error
+        raise _other_version(path, error) from error
     return network.eval(), topology, record
+
+
+def _stored_topology(
+    path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> Topology | None:
+    stored = record.get("topology")
+    if stored is None:
+        return None
+    try:
+        return Topology.from_tensors(strip_prefix(tensors, "topology."), stored)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise _other_version(path, error) from error
+
+
+def _topology_of_user(path: Path, record: Mapping[str, Any], assets: Path | None) -> Topology:
+    """The mesh of a checkpoint that was stored without one."""
+    task = record.get("task")
+    if record.get("architecture") == "graphormer-pose":  # of the mesh it uses the joints alone
+        return load_topology("anny-hand")
+    if assets is None:
+        body_model = "SMPL" if task == "body" else "MANO"
+        raise InputError(
+            f"{path}: these weights speak about the mesh of {body_model}, which is not stored in "
+            f"the file. Name the folder with your {body_model} files (--assets FOLDER), or convert "
+            "the checkpoint again with it; what must be in there is listed by: kinemesh doctor "
+            "--assets FOLDER"
+        )
+    return smpl_topology(assets) if task == "body" else mano_topology(assets)
+
+
+def _other_version(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{path}: the file does not fit the architecture of this version ({error}). It was "
+        "written by another version of kinemesh; use that one, or train the model again."
+    )
 
 
 def weight_path(name: str | Path) -> Path:
@@ -151,12 +239,39 @@ def _read_card(path: Path) -> dict[str, Any]:
         ) from error
 
 
+def _contiguous(value: Tensor) -> Tensor:
+    return value.detach().cpu().contiguous()
+
+
 def _compact(value: Tensor) -> Tensor:
-    value = value.detach().cpu().contiguous()
+    value = _contiguous(value)
     return value.half() if value.is_floating_point() and value.ndim > 1 else value
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _single(value: Tensor) -> Tensor:
+    """A float32 or integer copy in memory of its own.
+
+    What safetensors returns lies in the file's pages at any address, where some products take
+    another path of the processor and round differently.
+    """
+    return value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+
+
+def is_weight_file(path: str | Path) -> bool:
+    """Whether a file is one of this library's, of any version."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "kinemesh" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        return False
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and record of a weight file.
+
+    Raises:
+        InputError: The file is not one of this library's.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("kinemesh", "null"))

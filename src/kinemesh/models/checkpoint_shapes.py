@@ -1,0 +1,149 @@
+"""The sizes of a network, read from the shapes of its tensors.
+
+What a tensor that is absent would tell keeps the published value. The check of the tensors against
+a network of these sizes then names everything that is missing or does not fit at once.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from kinemesh.models.graphormer import GraphormerConfig
+from kinemesh.models.metro import MetroConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_HRNET: dict[str, Any] = {
+    "stem_width": 64,
+    "head_planes": (32, 64, 128, 256),
+    "pooled_channels": 2048,
+    "modules": (1, 4, 3),
+}
+"""Published arguments of `HRNet`."""
+_DEPTHS = {6: 50, 23: 101, 36: 152}
+"""Depth of a ResNet by the blocks of its third layer."""
+
+
+def backbone_of(shapes: Shapes, prefix: str = "backbone.") -> dict[str, Any]:
+    """Which backbone has these tensors, as `variants.build_backbone` takes it.
+
+    Args:
+        shapes: Shapes by name; a ResNet has torchvision's names.
+        prefix: What stands before the backbone's names.
+    """
+    own = {name[len(prefix) :]: s for name, s in shapes.items() if name.startswith(prefix)}
+    is_resnet = any(name.startswith("layer2.") for name in own)
+    return _resnet_of(own) if is_resnet else _hrnet_of(own)
+
+
+def _hrnet_of(shapes: Shapes) -> dict[str, Any]:
+    def channels(name: str, default: int) -> int:
+        return _size(shapes, f"{name}.weight", 0, default)
+
+    found = {
+        "stem_width": channels("conv1", _HRNET["stem_width"]),
+        "head_planes": tuple(
+            channels(f"incre_modules.{branch}.0.conv1", planes)
+            for branch, planes in enumerate(_HRNET["head_planes"])
+        ),
+        "pooled_channels": channels("final_layer.0", _HRNET["pooled_channels"]),
+        "modules": tuple(
+            _count(shapes, f"stage{stage}", default)
+            for stage, default in enumerate(_HRNET["modules"], start=2)
+        ),
+    }
+    unusual = {name: value for name, value in found.items() if value != _HRNET[name]}
+    return {"name": "hrnet", "width": channels("stage2.0.branches.0.0.conv1", 64), **unusual}
+
+
+def _resnet_of(shapes: Shapes) -> dict[str, Any]:
+    depth = _DEPTHS.get(_count(shapes, "layer3", 6), 50)
+    width = _size(shapes, "conv1.weight", 0, 64)
+    return {"name": "resnet", "depth": depth, **({} if width == 64 else {"width": width})}
+
+
+def config_of(
+    shapes: Shapes,
+    published: MetroConfig | GraphormerConfig,
+    backbone: Mapping[str, Any],
+    heads: int,
+    joints: int | None,
+) -> MetroConfig | GraphormerConfig:
+    """The configuration of the network with these tensors.
+
+    Args:
+        shapes: Shapes by official or our names, which agree in all that is read here.
+        published: Sizes of the published network of the same kind, kept where no shape tells.
+        backbone: What `backbone_of` found; it decides the width of the image features.
+        heads: Attention heads, which no shape tells.
+        joints: J where no shape tells it, as in a Mesh Graphormer body; None: the published one.
+    """
+    blocks = max(_count(shapes, "trans_encoder", 3), 1)
+    config = replace(published, **_mesh_sizes(shapes, published, joints))
+    config = replace(config, **_block_sizes(shapes, config, blocks), heads=heads)
+    pooled = _pooled_channels(backbone)
+    if isinstance(config, MetroConfig):
+        cells = _size(shapes, "conv_learn_tokens.weight", 1, config.cells)
+        return replace(config, map_channels=pooled, cells=cells)
+    planes = backbone.get("head_planes", _HRNET["head_planes"])
+    graph = tuple(
+        any(name.startswith(f"trans_encoder.{b}.") and ".graph_conv." in name for name in shapes)
+        for b in range(blocks)
+    )
+    return replace(config, pooled_channels=pooled, grid_channels=4 * planes[-1], graph_blocks=graph)
+
+
+def _mesh_sizes(
+    shapes: Shapes, published: MetroConfig | GraphormerConfig, joints: int | None
+) -> dict[str, Any]:
+    coarse = _size(shapes, "upsampling.weight", 1, published.coarse_vertices)
+    stages = [f"upsampling{n if n > 1 else ''}.weight" for n in range(1, 10)]
+    upsampled = tuple(shapes[name][0] for name in stages if name in shapes)
+    queries = _size(shapes, "cam_param_fc2.weight", 1, 0)
+    if published.camera_tokens == "vertices":
+        queries = _size(shapes, "conv_learn_tokens.weight", 0, 0)
+    found = queries - coarse if queries > coarse else published.joints
+    return {
+        "joints": joints or found,
+        "coarse_vertices": coarse,
+        "upsampled": upsampled or published.upsampled,
+        "camera_hidden": _size(shapes, "cam_param_fc2.weight", 0, published.camera_hidden),
+    }
+
+
+def _block_sizes(
+    shapes: Shapes, published: MetroConfig | GraphormerConfig, blocks: int
+) -> dict[str, Any]:
+    def each(name: str, axis: int, defaults: tuple[int, ...]) -> tuple[int, ...]:
+        padded = (*defaults, *(defaults[-1:] * blocks))
+        names = [f"trans_encoder.{block}.{name}.weight" for block in range(blocks)]
+        return tuple(_size(shapes, full, axis, padded[b]) for b, full in enumerate(names))
+
+    first, layer = "trans_encoder.0.bert", "bert.encoder.layer.0"
+    outputs = each("cls_head", 0, published.out_dims)
+    return {
+        "hidden_dims": each("bert.position_embeddings", 1, published.hidden_dims),
+        "feed_forward_dims": each(f"{layer}.intermediate.dense", 0, published.feed_forward_dims),
+        "out_dims": (*outputs[:-1], 3),
+        "layers": _count(shapes, f"{first}.encoder.layer", published.layers),
+        "positions": _size(shapes, f"{first}.position_embeddings.weight", 0, published.positions),
+    }
+
+
+def _pooled_channels(backbone: Mapping[str, Any]) -> int:
+    if backbone["name"] == "resnet":
+        return 32 * int(backbone.get("width", 64))
+    return int(backbone.get("pooled_channels", _HRNET["pooled_channels"]))
+
+
+def _size(shapes: Shapes, name: str, axis: int, default: int) -> int:
+    shape = shapes.get(name, ())
+    return shape[axis] if len(shape) > axis else default
+
+
+def _count(shapes: Shapes, parent: str, default: int) -> int:
+    """How many numbered modules stand below a name; ``default`` where there is none."""
+    pattern = re.compile(rf"{re.escape(parent)}\.(\d+)\.")
+    numbers = [int(match[1]) for match in map(pattern.match, shapes) if match]
+    return max(numbers) + 1 if numbers else default

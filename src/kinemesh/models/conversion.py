@@ -1,0 +1,190 @@
+"""Checkpoint files in the official form to weight files of this library, and back."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kinemesh.bodies.official_assets import mano_topology, smpl_topology
+from kinemesh.bodies.topology import Topology, strip_prefix
+from kinemesh.errors import InputError
+from kinemesh.files import atomic_path, sha256
+from kinemesh.models.checkpoint_files import read_tensors
+from kinemesh.models.checkpoints import FAMILIES, Converted, from_official, to_official
+from kinemesh.models.registry import is_weight_file, read_weights, write_weights
+from kinemesh.models.variants import (
+    VARIANTS,
+    Task,
+    blank_backbone,
+    blank_network,
+    build_network,
+    config_from,
+    network_metadata,
+)
+
+LICENSE = (
+    "The weights stay under the licence that they came with; the licence of kinemesh covers its "
+    "code alone."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        path: The new file.
+        converted: Tensors, sizes, and what was left out.
+        variant: Name of the registered variant with these sizes, None if there is none.
+        topology: Mesh that was stored with the weights.
+    """
+
+    path: Path
+    converted: Converted
+    variant: str | None
+    topology: Topology | None
+
+
+def convert_checkpoint(
+    source: str | Path,
+    family: str | None = None,
+    *,
+    out: Path | None = None,
+    assets: Path | None = None,
+    heads: int = 4,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write an official checkpoint as a weight file of this library, in float32.
+
+    Args:
+        source: State dict with official names, see `checkpoint_files.read_tensors`.
+        family: Key of `checkpoints.FAMILIES`; None takes the one that the names show.
+        out: Where to write; None: beside ``source`` with the suffix .safetensors.
+        assets: Folder with the user's SMPL or MANO files. The mesh that the network was trained
+            on is then stored with the weights, so that they can be used without the folder.
+        heads: Attention heads, which no shape tells.
+        overwrite: Replace a file that is there already.
+
+    Raises:
+        InputError: The file is not what ``family`` says, the assets do not fit, or the target is
+            there already.
+    """
+    source = Path(source)
+    if is_weight_file(source):
+        raise InputError(
+            f"{source}: this is a weight file of kinemesh already. Turn it into an official "
+            "state dict with --official, or use it as it is."
+        )
+    out = _target(source, out, f"{source.stem}.safetensors", overwrite)
+    converted = from_official(read_tensors(source), family, heads=heads)
+    task = FAMILIES[converted.family].task
+    topology = None if assets is None else _topology(assets, task)
+    variant = _variant_of(converted)
+    record = {
+        **_record(converted, task, topology, variant),
+        "source": {"file": source.name, "sha256": sha256(source)},
+        "license": LICENSE,
+    }
+    if topology is not None:
+        build_network(record, topology, blank=True)  # refuses a mesh of other sizes
+    write_weights(out, converted.state, topology, record, half=False)
+    return Conversion(out, converted, variant, topology)
+
+
+def _topology(assets: Path, task: Task | None) -> Topology:
+    if task is None:
+        raise InputError("assets: a backbone has no mesh; leave --assets out.")
+    return smpl_topology(assets) if task == "body" else mano_topology(assets)
+
+
+def _record(
+    converted: Converted, task: Task | None, topology: Topology | None, variant: str | None
+) -> dict[str, Any]:
+    family = converted.family
+    if converted.config is None or task is None:
+        backbone = {"backbone": converted.backbone, "task": None}
+        return {"architecture": FAMILIES[family].architecture, "family": family, **backbone}
+    return network_metadata(
+        converted.config, converted.backbone, task, topology, family=family, variant=variant
+    )
+
+
+def _variant_of(converted: Converted) -> str | None:
+    """The registered variant with these sizes."""
+    sizes = converted.config, converted.backbone
+    return next((v.name for v in VARIANTS.values() if (v.config, v.backbone) == sizes), None)
+
+
+def _target(source: Path, out: Path | None, name: str, overwrite: bool) -> Path:
+    """Where to write: never over the source, and over another file only if asked to."""
+    out = source.with_name(name) if out is None else out
+    if not out.exists():
+        if not out.parent.is_dir():
+            raise InputError(f"--out {out}: there is no folder '{out.parent}'. Make it first.")
+        return out
+    if source.exists() and out.samefile(source):
+        raise InputError(f"{out}: this is the file to convert. Choose another with --out.")
+    if not overwrite or out.is_dir():
+        raise InputError(
+            f"{out}: there is such a {'folder' if out.is_dir() else 'file'} already. Choose "
+            "another name with --out, or replace the file with --overwrite."
+        )
+    return out
+
+
+def export_official(
+    source: str | Path,
+    family: str | None = None,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> tuple[Path, str, int]:
+    """Write a weight file of this library as an official state dict.
+
+    The file is a plain ordered dict of tensors in the format that PyTorch wrote before 1.6, since
+    that is what the official code runs on. Tensors without influence are there, see `to_official`.
+
+    Args:
+        source: Weight file of METRO, Mesh Graphormer or a backbone.
+        family: Checked against what the file holds; None takes that.
+        out: Where to write; None: beside ``source``, ``<stem>_state_dict.bin``.
+        overwrite: Replace a file that is there already.
+
+    Returns:
+        The new file, its family and its number of tensors.
+
+    Raises:
+        InputError: The file is not one of ours, no official code has such a network, or the
+            target is there already.
+    """
+    source = Path(source)
+    # The official loader takes a file for a state dict if its path says so.
+    stem = source.stem.removesuffix("_state_dict") + "_state_dict"
+    out = _target(source, out, f"{stem}.bin", overwrite)
+    tensors, record = read_weights(source)
+    found = record.get("family")
+    if found not in FAMILIES:
+        raise InputError(
+            f"{source}: a network of the architecture {record.get('architecture')!r}; no official "
+            "code reads its weights, so there is nothing to convert to."
+        )
+    official = to_official(_ordered(strip_prefix(tensors, "model."), record), family or found)
+    with atomic_path(out) as temporary:
+        torch.save(OrderedDict(official), temporary, _use_new_zipfile_serialization=False)
+    return out, found, len(official)
+
+
+def _ordered(state: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The float32 tensors of a weight file, which sorts them, in the order of the modules."""
+    if record["task"] is None:
+        blank = blank_backbone(record["backbone"])
+    else:
+        blank = blank_network(config_from(record), record["backbone"])
+    return {
+        name: state[name].float() if state[name].is_floating_point() else state[name]
+        for name in blank.state_dict()
+    }
