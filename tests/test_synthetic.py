@@ -55,7 +55,11 @@ def test_fields_have_documented_shapes(dataset, samples):
         "joints_2d": (joints, 3),
         "joints_3d": (joints, 4),
         "vertices": (vertices, 3),
+        "pose": (0,),
+        "betas": (0,),
+        "keep_mask": (0, 1),
         "root_m": (3,),
+        "center_px": (2,),
     }
     for sample in samples:
         for name in SAMPLE_FIELDS:
