@@ -1,5 +1,5 @@
 import dataclasses
-import importlib.util
+import itertools
 import math
 
 import numpy as np
@@ -7,20 +7,27 @@ import pytest
 import torch
 
 from kinemesh.errors import InputError
-from kinemesh.geometry.procrustes import procrustes_align
 from kinemesh.metrics import (
     MetricReport,
+    area_under,
+    best_aligned,
+    f_scores,
+    f_scores_of,
     keypoint_error_px,
     mesh_reports,
     mpjpe_mm,
     mpvpe_mm,
+    nearest_distances,
     pa_mpjpe_mm,
     pa_mpvpe_mm,
     pck,
     pck_auc,
+    pck_of_samples,
     point_distances,
 )
-from kinemesh.skeletons import COCO17, H36M14, H36M17, HAND21, joint_map
+from kinemesh.skeletons import COCO17, HAND21
+from tests.no_waiting import NoWaiting
+from tests.parity import metrics as parity_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -170,89 +177,147 @@ def test_refuses_different_shapes():
         point_distances(torch.zeros(1, 3, 3), torch.zeros(1, 4, 3))
 
 
-@pytest.fixture(scope="module")
-def draw(shared):
-    """The reference data's rule for tensors drawn from a name."""
-    spec = importlib.util.spec_from_file_location("seeded", shared / "parity" / "seeded.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return lambda name, *shape: torch.from_numpy(module.draw(name, shape))
+def _slow_pa_mpjpe(prediction, target, reflection=False):
+    """One sample, straight from the formulas, in the type of the input."""
+    s, t = prediction - prediction.mean(dim=0), target - target.mean(dim=0)
+    u, d, vt = torch.linalg.svd(t.T @ s)
+    signs = torch.ones(3, dtype=d.dtype)
+    if not reflection:
+        signs[2] = torch.det(u @ vt).sign()
+    scale = (d * signs).sum() / s.square().sum()
+    return 1000 * (scale * s @ (u * signs @ vt).T - t).norm(dim=1).mean()
 
 
-def test_official_metro_metrics(shared, draw):
-    golden = np.load(shared / "parity" / "metro" / "golden" / "metrics.npz")
-    prediction = draw("m_pred", 5, 14, 3) * 0.3
-    target = prediction + 0.3 * (draw("m_gt", 5, 14, 4) * 0.3)[..., :3]
-    has = torch.tensor([1, 1, 0, 1, 0], dtype=torch.bool)
-    close = {"rtol": 1e-4, "atol": 1e-3}  # the golden is float32 metres
-    hips = H36M14.root_indices()
-    rooted = mpjpe_mm(prediction, target, hips)[has]
-    np.testing.assert_allclose(rooted.numpy(), golden["mpjpe"] * 1000, **close)
-    aligned = pa_mpjpe_mm(prediction, target)
-    np.testing.assert_allclose(aligned.numpy(), golden["pampjpe"] * 1000, **close)
-    mirrored = pa_mpjpe_mm(prediction, target * torch.tensor([-1.0, 1, 1]))
-    np.testing.assert_allclose(mirrored.numpy(), golden["pampjpe_mirrored_gt"] * 1000, **close)
-    moved = procrustes_align(prediction, target).apply(prediction)
-    np.testing.assert_allclose(moved.numpy(), golden["pa_aligned"], atol=2e-6)
-
-
-def test_official_metro_vertex_metrics(shared, draw):
-    golden = np.load(shared / "parity" / "metro" / "golden" / "metrics.npz")
-    prediction = draw("m_predv", 5, 6890, 3) * 0.3
-    target = prediction + draw("m_gtv", 5, 6890, 3) * 0.03
-    has = torch.tensor([1, 1, 0, 1, 0], dtype=torch.bool)
-    close = {"rtol": 1e-4, "atol": 1e-3}
-    np.testing.assert_allclose(mpvpe_mm(prediction, target)[has], golden["mpve"] * 1000, **close)
-    np.testing.assert_allclose(pa_mpvpe_mm(prediction, target), golden["pampve"] * 1000, **close)
-
-
-def test_official_metro_validation(shared, draw):
-    """Regressor, joint choice, pelvis and hip roots, and the masks, as one loop."""
-    golden = np.load(shared / "parity" / "metro" / "golden" / "metrics.npz")
-    regressor = torch.from_numpy(
-        np.load(shared / "data" / "official_assets" / "J_regressor_h36m_correct.npy")
-    ).float()
-    to_14, from_24 = list(joint_map(H36M17, H36M14)), [*range(13), 18]
-    rows = []
-    for i in range(1, 8):
-        target = draw(f"val_gtv_{i}", 1, 6890, 3) * 0.3
-        prediction = target + draw(f"val_noise_{i}", 1, 6890, 3) * 0.05 + 0.2
-        own, true = (regressor @ v for v in (prediction, target))
-        joints, true_joints = own[:, to_14], draw(f"val_gtj_{i}", 1, 24, 4)[..., :3] * 0.3
-        rows.append(
-            (
-                i % 4 != 0,
-                i % 3 != 0,
-                mpvpe_mm(prediction, target, own[:, :1], true[:, :1]),
-                mpjpe_mm(joints, true_joints[:, from_24], H36M14.root_indices()),
-                pa_mpjpe_mm(joints, true_joints[:, from_24]),
-            )
-        )
-    meshes = torch.tensor([r[0] for r in rows])
-    joints = torch.tensor([r[1] for r in rows])
-    mpve, mpjpe, pa = (torch.cat([r[k] for r in rows]) / 1000 for k in (2, 3, 4))
-    expected = golden["validate_mpve_mpjpe_pampjpe_count"]
-    assert mpve[meshes].mean().item() == pytest.approx(expected[0], rel=1e-4)
-    assert mpjpe[joints].mean().item() == pytest.approx(expected[1], rel=1e-4)
-    # the official loop averages PA over all of a batch, then weighs batches by their has_3d
-    batches = ((0, 4), (4, 7))
-    weighted = sum(pa[a:b].mean() * joints[a:b].sum() for a, b in batches) / joints.sum()
-    assert weighted.item() == pytest.approx(expected[2], rel=1e-4)
-
-
-def test_official_freihand_scores(shared, draw):
-    golden = np.load(shared / "parity" / "metro" / "golden" / "freihand_scores.npz")
-    angle = 0.7
-    turn = torch.tensor(
-        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+@pytest.mark.parametrize("reflection", [False, True])
+@pytest.mark.parametrize("mirror", [1.0, -1.0])
+def test_pa_mpjpe_and_its_gradient_equal_slow_twin(reflection, mirror):
+    prediction = torch.randn(6, 14, 3) * 0.3
+    target = (prediction + 0.05 * torch.randn(6, 14, 3)) * torch.tensor([mirror, 1.0, 1.0])
+    fast = prediction.clone().requires_grad_()
+    values = pa_mpjpe_mm(fast, target, reflection=reflection)
+    values.sum().backward()
+    slow = prediction.double().requires_grad_()
+    expected = torch.stack(
+        [_slow_pa_mpjpe(p, t, reflection) for p, t in zip(slow, target.double(), strict=True)]
     )
-    for name, count, key in (("xyz", 21, "kp"), ("verts", 778, "mesh")):
-        target = draw(f"fh_{name}", 4, count, 3) * 0.04
-        noisy = target + draw(f"fh_{name}_noise", 4, count, 3) * 0.006
-        prediction = noisy @ turn.T * 1.1 + 0.3
-        error = pa_mpjpe_mm(prediction, target, reflection=True).mean().item() / 10
-        assert error == pytest.approx(golden[f"{key}_aligned"][0], rel=1e-4)
-        moved = procrustes_align(prediction, target, reflection=True).apply(prediction)
-        distances = point_distances(moved, target) * 1000
-        area = pck_auc(distances, torch.linspace(0, 50, 100)).item()
-        assert area == pytest.approx(golden[f"{key}_aligned"][1], abs=2e-4)
+    expected.sum().backward()
+    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(fast.grad.double(), slow.grad, rtol=1e-3, atol=1e-2)
+
+
+def test_mpjpe_gradient_equals_slow_twin():
+    prediction, target = torch.randn(3, 14, 3), torch.randn(3, 14, 3)
+    fast, slow = prediction.clone().requires_grad_(), prediction.double().requires_grad_()
+    mpjpe_mm(fast, target, (2, 3)).sum().backward()
+    rooted = slow - slow[:, 2:4].mean(dim=1, keepdim=True)
+    true = target.double() - target.double()[:, 2:4].mean(dim=1, keepdim=True)
+    (1000 * (rooted - true).norm(dim=-1).mean(dim=1)).sum().backward()
+    torch.testing.assert_close(fast.grad.double(), slow.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_pa_of_collinear_planar_and_single_points():
+    line = torch.linspace(-1, 1, 14)[:, None]
+    collinear = line * torch.tensor([0.1, 0.2, 0.3])
+    planar = torch.randn(14, 3) * torch.tensor([1.0, 1.0, 0.0])
+    point = torch.full((14, 3), 0.7)
+    prediction = torch.stack([collinear, planar, point, torch.randn(14, 3)])
+    target = torch.stack(
+        [line * torch.tensor([0.0, 0.0, 2.0]), planar[:, [2, 0, 1]] * 3, point + 1, point]
+    )
+    errors = pa_mpjpe_mm(prediction, target)
+    assert errors.isfinite().all()
+    assert errors.max() < 1e-3
+
+
+def test_nan_stays_in_its_sample():
+    prediction, target = torch.randn(3, 14, 3), torch.randn(3, 14, 3)
+    clean = pa_mpjpe_mm(prediction, target)
+    prediction[1, 4, 0] = math.nan
+    found = pa_mpjpe_mm(prediction, target)
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+    assert found[1].isnan()
+
+
+def test_alignment_far_from_the_origin():
+    """A camera frame, where hands are ten times farther away than they are large."""
+    target = 0.05 * torch.randn(4, 21, 3)
+    prediction = target + 0.005 * torch.randn(4, 21, 3)
+    near = pa_mpjpe_mm(prediction, target)
+    far = pa_mpjpe_mm(prediction + torch.tensor([0.3, -0.2, 5.0]), target)
+    torch.testing.assert_close(far, near, rtol=0, atol=2e-3)
+
+
+def _slow_f_score(prediction, target, threshold):
+    precision = sum(min(math.dist(p, t) for t in target) < threshold for p in prediction)
+    recall = sum(min(math.dist(p, t) for p in prediction) < threshold for t in target)
+    precision, recall = precision / len(prediction), recall / len(target)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 3000, 1 << 24])
+def test_f_scores_equal_slow_twin(pairs_at_once):
+    target = torch.rand(4, 40, 3, dtype=torch.float64) * 0.1
+    prediction = target[:, :30] + 0.004 * torch.randn(4, 30, 3, dtype=torch.float64)
+    prediction[3] += 10  # nothing is near
+    thresholds = torch.tensor([0.005, 0.015])
+    nearest = nearest_distances(prediction, target, pairs_at_once)
+    fast = f_scores_of(*nearest, thresholds)
+    assert torch.equal(fast, f_scores(prediction, target, thresholds))
+    slow = [
+        [_slow_f_score(p.tolist(), t.tolist(), limit) for limit in (0.005, 0.015)]
+        for p, t in zip(prediction, target, strict=True)
+    ]
+    torch.testing.assert_close(fast, torch.tensor(slow), rtol=1e-6, atol=1e-6)
+    assert torch.equal(fast[3], torch.zeros(2))
+
+
+def test_pck_of_samples_equals_slow_twin():
+    distances = torch.rand(5, 21) * 50
+    distances[0, 0], distances[1, 1] = 50.0, 0.0  # a threshold itself is within
+    thresholds = torch.linspace(0, 50, 11)
+    valid = (torch.rand(5, 21) > 0.3).float()
+    fast = pck_of_samples(distances, thresholds, valid)
+    for i in range(5):
+        kept = [d for d, v in zip(distances[i].tolist(), valid[i].tolist(), strict=True) if v]
+        slow = [sum(d <= limit for d in kept) / len(kept) for limit in thresholds.tolist()]
+        assert fast[i].tolist() == pytest.approx(slow)
+        area = sum((a + b) / 2 for a, b in itertools.pairwise(slow)) / 10
+        assert area_under(fast[i], thresholds).item() == pytest.approx(area, rel=1e-5)
+
+
+def test_nan_is_within_no_threshold():
+    curve = pck_of_samples(torch.tensor([[math.nan, 1.0]]), torch.tensor([0.0, 2.0]))
+    assert curve.tolist() == [[0.0, 0.5]]
+
+
+def test_nothing_waits_for_the_device():
+    joints, target, vertices = torch.randn(3, 14, 3), torch.randn(3, 14, 3), torch.randn(3, 99, 3)
+    valid, limits = torch.ones(3, 14), torch.linspace(0, 1, 5)
+    with NoWaiting():
+        mpjpe_mm(joints, target, (2, 3), valid)
+        pa_mpjpe_mm(joints, target, valid, reflection=True)
+        pa_mpvpe_mm(vertices, vertices + 0.1)
+        f_scores(vertices, vertices, limits)
+        pck(point_distances(joints, target), limits, valid)
+
+
+def test_scores_of_the_official_code(shared):
+    """Every golden of metrics, validation, fusion and benchmark."""
+    for comparison in parity_metrics.compare(shared / "parity" / "metro" / "golden"):
+        comparison.assert_passed()
+        assert comparison.absolute < 1e-5
+
+
+def test_alignment_to_a_mirrored_target_is_unique_and_official(shared):
+    """A mirror image aligns to one rotation alone: the middle singular value exceeds the last."""
+    golden = np.load(shared / "parity" / "metro" / "golden" / "metrics.npz")
+    prediction = parity_metrics.draw("m_pred", (5, 14, 3), "", 0.3)
+    noise = parity_metrics.draw("m_gt", (5, 14, 4), "", 0.3)[..., :3]
+    target = (prediction + 0.3 * noise) * torch.tensor([-1.0, 1.0, 1.0])
+    s, t = (points - points.mean(dim=1, keepdim=True) for points in (prediction, target))
+    k = (t.mT @ s).double()
+    assert torch.det(k).max() < 0
+    values = torch.linalg.svdvals(k)
+    assert (values[:, 1] - values[:, 2]).min() > 0.1
+    aligned, _ = best_aligned(prediction, target)
+    np.testing.assert_allclose(aligned.numpy(), golden["pa_aligned_mirrored"], rtol=0, atol=1e-6)

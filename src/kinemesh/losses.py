@@ -57,19 +57,19 @@ def masked_error(
     """
     check_same_points(prediction_BND, target_BND)
     weight_BN = torch.ones_like(prediction_BND[..., 0])
-    samples = weight_BN.new_tensor(float(len(weight_BN)))
+    samples: Tensor | int = max(len(weight_BN), 1)  # a number, since a new tensor would be copied
     if confidence_BN is not None:
         weight_BN = weight_BN * confidence_BN
     if has_B is not None:
         weight_BN = weight_BN * has_B[:, None]
-        samples = has_B.to(weight_BN.dtype).sum()
+        samples = has_B.to(weight_BN.dtype).sum().clamp(min=1)
     weight_BN1 = weight_BN[..., None]
     # replaced before subtracting: zero times NaN would be NaN, in the gradient too
     target_BND = torch.where(weight_BN1 > 0, target_BND, prediction_BND.detach())
     difference_BND = prediction_BND - target_BND
     error_BND = difference_BND.abs() if kind == "l1" else difference_BND.square()
     points = prediction_BND.shape[1] * prediction_BND.shape[2]
-    return (weight_BN1 * error_BND).sum() / (samples.clamp(min=1) * points)
+    return (weight_BN1 * error_BND).sum() / (samples * points)
 
 
 def joints_loss(prediction_BJD: Tensor, target_BJE: Tensor, has_B: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from kinemesh.geometry.procrustes import procrustes_align
+from kinemesh.geometry.procrustes import coordinates_first, procrustes_align
 from kinemesh.losses import check_same_points
 from kinemesh.skeletons import Skeleton
 
@@ -24,7 +24,11 @@ def point_distances(prediction: Tensor, target: Tensor) -> Tensor:
         InputError: The shapes differ.
     """
     check_same_points(prediction, target)
-    return (prediction.float() - target.float()).square().sum(dim=-1).sqrt()
+    first, *others = (prediction.float() - target.float()).unbind(dim=-1)
+    squared = first.square()
+    for difference in others:  # much faster than a sum over an axis of two or three
+        squared = torch.addcmul(squared, difference, difference)
+    return squared.sqrt()
 
 
 def mpjpe_mm(
@@ -46,9 +50,9 @@ def mpjpe_mm(
         (B,) millimetres, NaN for samples without a joint that counts.
     """
     if root is not None:
-        prediction_m = prediction_m - prediction_m[:, list(root)].mean(dim=1, keepdim=True)
-        target_m = target_m - target_m[:, list(root)].mean(dim=1, keepdim=True)
-    return _mean_over_points(point_distances(prediction_m, target_m), valid) * MM_PER_M
+        prediction_m = prediction_m - _mean_of_joints(prediction_m, root)
+        target_m = target_m - _mean_of_joints(target_m, root)
+    return mean_over_points(point_distances(prediction_m, target_m), valid) * MM_PER_M
 
 
 def pa_mpjpe_mm(
@@ -68,17 +72,37 @@ def pa_mpjpe_mm(
     Returns:
         (B,) millimetres, NaN for samples without a joint that counts.
     """
-    prediction, target = prediction_m.float(), target_m.float()
+    aligned_m, target_m = best_aligned(prediction_m, target_m, valid, reflection)
+    return mean_over_points(point_distances(aligned_m, target_m), valid) * MM_PER_M
+
+
+def best_aligned(
+    prediction: Tensor, target: Tensor, valid: Tensor | None = None, reflection: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The prediction after the best similarity of each sample, and the target beside it.
+
+    Args:
+        prediction: (B, N, 3), any unit.
+        target: (B, N, 3), same unit.
+        valid: (B, N), points that take part; all if None. The others may hold NaN; both results
+            hold a number in place of it. NaN in a point that takes part makes its sample NaN.
+        reflection: Whether the alignment may mirror.
+
+    Returns:
+        Both (B, N, 3) float32.
+    """
+    prediction, target = prediction.float(), target.float()
     weights = None if valid is None else valid.float()
     if weights is not None:
-        # points that do not count may hold NaN, which the alignment refuses
         prediction = torch.where(weights[..., None] > 0, prediction, 0.0)
         target = torch.where(weights[..., None] > 0, target, 0.0)
+    prediction, target = coordinates_first(prediction), coordinates_first(target)
     # half-precision matrix products would cost millimetres
     with torch.autocast(prediction.device.type, enabled=False):
-        fit = procrustes_align(prediction, target, weights, reflection=reflection)
-        aligned = fit.apply(prediction)
-    return _mean_over_points(point_distances(aligned, target), valid) * MM_PER_M
+        fit = procrustes_align(
+            prediction, target, weights, reflection=reflection, check_finite=False
+        )
+        return fit.apply(prediction), target
 
 
 def mpvpe_mm(
@@ -114,23 +138,36 @@ def keypoint_error_px(
     prediction_px: Tensor, target_px: Tensor, valid: Tensor | None = None
 ) -> Tensor:
     """Mean distance (B,) in pixels of keypoints (B, J, 2); NaN for samples without valid ones."""
-    return _mean_over_points(point_distances(prediction_px, target_px), valid)
+    return mean_over_points(point_distances(prediction_px, target_px), valid)
 
 
-def pck(distances: Tensor, thresholds: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Share of points within each threshold.
+def pck_of_samples(distances: Tensor, thresholds: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Share of each sample's points within each threshold (the threshold itself counts as within).
 
     Args:
-        distances: (B, J) in any unit.
-        thresholds: (T,) in the same unit.
+        distances: (B, J) in any unit; NaN is within none.
+        thresholds: (T,) in the same unit, ascending.
         valid: (B, J), points that count; all if None.
 
     Returns:
-        (T,) in [0, 1], over all points of all samples; NaN if none counts.
+        (B, T) in [0, 1], NaN for samples without a point that counts.
     """
-    if valid is not None:
-        distances = distances[valid.bool()]
-    return (distances.reshape(-1, 1) <= thresholds).float().mean(dim=0)
+    within, total = _count_within(distances, thresholds, valid)
+    return within / total
+
+
+def pck(distances: Tensor, thresholds: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Share (T,) of points within each threshold, over all points of all samples.
+
+    Arguments as in `pck_of_samples`; NaN if no point counts.
+    """
+    within, total = _count_within(distances, thresholds, valid)
+    return within.sum(dim=0) / total.sum(dim=0)
+
+
+def area_under(curve: Tensor, thresholds: Tensor) -> Tensor:
+    """Area (...) under curves (..., T) by the trapezoid rule, over the range of thresholds (T,)."""
+    return torch.trapezoid(curve, thresholds) / (thresholds[-1] - thresholds[0])
 
 
 def pck_auc(distances: Tensor, thresholds: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -138,8 +175,69 @@ def pck_auc(distances: Tensor, thresholds: Tensor, valid: Tensor | None = None) 
 
     FreiHAND uses 100 thresholds from 0 to 50 mm: ``torch.linspace(0, 50, 100)``.
     """
-    curve = pck(distances, thresholds, valid)
-    return torch.trapezoid(curve, thresholds) / (thresholds[-1] - thresholds[0])
+    return area_under(pck(distances, thresholds, valid), thresholds)
+
+
+def nearest_distances(
+    prediction: Tensor, target: Tensor, pairs_at_once: int = 1 << 21
+) -> tuple[Tensor, Tensor]:
+    """Distances to the nearest point of the other side, by comparing all pairs.
+
+    Args:
+        prediction: (B, N, 3), any unit.
+        target: (B, M, 3), same unit; M may differ from N.
+        pairs_at_once: Bounds the memory: how many distances are held at a time (at least those of
+            one sample).
+
+    Returns:
+        (B, N) from each predicted point and (B, M) from each target point, float32.
+    """
+    step = max(1, pairs_at_once // (prediction.shape[1] * target.shape[1]))
+    parts = []
+    for own, true in zip(torch.split(prediction, step), torch.split(target, step), strict=True):
+        # differences, not the faster inner products, which lose millimetres to cancellation
+        pairs = torch.cdist(own.float(), true.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        parts.append((pairs.amin(dim=2), pairs.amin(dim=1)))
+    from_prediction, from_target = zip(*parts, strict=True)
+    return torch.cat(from_prediction), torch.cat(from_target)
+
+
+def f_scores_of(from_prediction: Tensor, from_target: Tensor, thresholds: Tensor) -> Tensor:
+    """Harmonic mean of precision and recall of two point sets at distance thresholds.
+
+    Precision is the share of predicted points nearer than the threshold to any target point, recall
+    the share of target points nearer than it to any predicted one (Knapitsch et al. 2017, sec. 6).
+
+    Args:
+        from_prediction: (B, N) distances as `nearest_distances` gives them.
+        from_target: (B, M) likewise.
+        thresholds: (T,), same unit.
+
+    Returns:
+        (B, T) in [0, 1]; 0 where precision and recall are 0.
+    """
+    precision, recall = (
+        (distances[..., None] < thresholds).float().mean(dim=1)
+        for distances in (from_prediction, from_target)
+    )
+    both = precision + recall
+    return 2 * precision * recall / torch.where(both > 0, both, 1.0)
+
+
+def f_scores(prediction: Tensor, target: Tensor, thresholds: Tensor) -> Tensor:
+    """F-scores (B, T) of points (B, N, 3) and (B, M, 3) at thresholds (T,); see `f_scores_of`."""
+    return f_scores_of(*nearest_distances(prediction, target), thresholds)
+
+
+def _count_within(
+    distances: Tensor, thresholds: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Points (B, T) within each threshold, and points (B, 1) that count."""
+    counts = torch.ones_like(distances) if valid is None else (valid > 0).to(distances.dtype)
+    first_within = torch.searchsorted(thresholds.contiguous(), distances.contiguous())
+    histogram = distances.new_zeros(len(distances), len(thresholds) + 1)
+    histogram = histogram.scatter_add(1, first_within, counts)
+    return histogram.cumsum(dim=1)[:, :-1], counts.sum(dim=1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -155,6 +253,9 @@ class MetricReport:
         alignment: ``"none"``, ``"similarity"`` or another one.
         sample_count: How many samples the mean is taken over.
         dataset: Name of the data and its split.
+        regressor: What makes the joints of a predicted mesh.
+        samples: Which samples count, for example ``"has_3d"``.
+        averaging: How the samples are averaged.
     """
 
     metric: str
@@ -165,6 +266,9 @@ class MetricReport:
     alignment: str
     sample_count: int
     dataset: str = ""
+    regressor: str = ""
+    samples: str = ""
+    averaging: str = ""
 
     @classmethod
     def from_values(
@@ -187,11 +291,17 @@ class MetricReport:
 
     def __str__(self) -> str:
         where = f" on {self.dataset}" if self.dataset else ""
-        return (
-            f"{self.metric} {self.value:.2f} {self.unit}{where} "
-            f"({self.joint_set}, root: {self.root}, alignment: {self.alignment}, "
-            f"{self.sample_count} samples)"
-        )
+        value = f"{self.value:.2f} {self.unit}" if self.unit else f"{self.value:.4f}"
+        regressor = f" from {self.regressor}" if self.regressor else ""
+        details = [
+            f"{self.joint_set}{regressor}",
+            f"root: {self.root}",
+            f"alignment: {self.alignment}",
+        ]
+        details += [f"samples: {self.samples}"] if self.samples else []
+        details += [f"averaging: {self.averaging}"] if self.averaging else []
+        details.append(f"{self.sample_count} samples")
+        return f"{self.metric} {value}{where} ({', '.join(details)})"
 
     def to_dict(self) -> dict[str, str | float | int]:
         """All fields, for a JSON record."""
@@ -222,10 +332,7 @@ def mesh_reports(
     """
     root = skeleton.root_indices()
     root_name = " and ".join(skeleton.joints[i] for i in root)
-    own, true = (
-        points[:, list(root)].mean(dim=1, keepdim=True)
-        for points in (prediction_joints_m, target_joints_m)
-    )
+    own, true = (_mean_of_joints(points, root) for points in (prediction_joints_m, target_joints_m))
     rooted = mpjpe_mm(prediction_joints_m, target_joints_m, root)
     aligned = pa_mpjpe_mm(prediction_joints_m, target_joints_m)
     rooted_mesh = mpvpe_mm(prediction_vertices_m, target_vertices_m, own, true)
@@ -244,8 +351,13 @@ def mesh_reports(
     )
 
 
-def _mean_over_points(distances: Tensor, valid: Tensor | None) -> Tensor:
-    """(B, N) to (B,) over the points that count."""
+def _mean_of_joints(points: Tensor, joints: Sequence[int]) -> Tensor:
+    """(B, 1, 3) mean of some joints; a list of indices would make the host wait for its copy."""
+    return torch.stack([points[:, joint] for joint in joints], dim=1).mean(dim=1, keepdim=True)
+
+
+def mean_over_points(distances: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean (B,) of distances (B, N) over the points that count, NaN where none does."""
     if valid is None:
         return distances.mean(dim=1)
     counts = valid.bool()

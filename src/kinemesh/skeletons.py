@@ -124,7 +124,9 @@ def root_position(points: Tensor, skeleton: Skeleton) -> Tensor:
         (..., 1, D), so that ``points - root_position(points, skeleton)`` is the root frame.
     """
     _check_joint_axis(points, skeleton, "points")
-    return points[..., list(skeleton.root_indices()), :].mean(dim=-2, keepdim=True)
+    # a list of indices would be copied to the device, and the host would wait
+    roots = [points[..., joint, :] for joint in skeleton.root_indices()]
+    return torch.stack(roots, dim=-2).mean(dim=-2, keepdim=True)
 
 
 def mean_of(skeleton: Skeleton, joints: Sequence[str]) -> Tensor:
@@ -244,6 +246,30 @@ LSP14 = _skeleton(
 )
 """Leeds Sports Pose (Johnson and Everingham 2010)."""
 
+MPII16 = _skeleton(
+    "mpii16",
+    {
+        "right_ankle": "right_knee",
+        "right_knee": "right_hip",
+        "right_hip": "pelvis",
+        "left_hip": "pelvis",
+        "left_knee": "left_hip",
+        "left_ankle": "left_knee",
+        "pelvis": None,
+        "thorax": "pelvis",
+        "upper_neck": "thorax",
+        "head_top": "upper_neck",
+        "right_wrist": "right_elbow",
+        "right_elbow": "right_shoulder",
+        "right_shoulder": "thorax",
+        "left_shoulder": "thorax",
+        "left_elbow": "left_shoulder",
+        "left_wrist": "left_elbow",
+    },
+    root="pelvis",
+)
+"""MPII Human Pose (Andriluka et al. 2014)."""
+
 METRO24 = _skeleton(
     "metro24",
     {
@@ -311,7 +337,8 @@ HAND21 = _skeleton(
 """Wrist, then each finger from the palm (1) to its tip (4): the order of FreiHAND and METRO."""
 
 SKELETONS: Mapping[str, Skeleton] = {
-    skeleton.name: skeleton for skeleton in (COCO17, H36M17, H36M14, LSP14, METRO24, SMPL24, HAND21)
+    skeleton.name: skeleton
+    for skeleton in (COCO17, H36M17, H36M14, LSP14, MPII16, METRO24, SMPL24, HAND21)
 }
 
 CONCEPTS: Mapping[tuple[str, str], str] = {

@@ -19,6 +19,8 @@ from kinemesh.models.registry import load_model
 Batch = Mapping[str, Tensor]
 DATASETS: dict[str, Kind] = {"synthetic-hand": "hand", "synthetic-body": "body"}
 """Data sets that `evaluate` knows, and the task that each belongs to."""
+ARCHITECTURE = "guided-graphormer"
+"""The one that this module scores: our own, made for these data."""
 MEAN_SHAPE_SAMPLES = 256
 
 
@@ -51,7 +53,14 @@ class Evaluation:
         }
 
 
-def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) -> Evaluation:
+def evaluate(
+    model: str | Path,
+    dataset: str,
+    count: int = 1024,
+    seed: int = 0,
+    *,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
     """Score a model on held-out samples of a data set.
 
     Args:
@@ -59,9 +68,11 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
         dataset: A key of `DATASETS`.
         count: Number of held-out samples.
         seed: Seed of the data set; 0 is the one that the shipped models were trained with.
+        device: Where to compute.
 
     Raises:
-        InputError: The data set is unknown, or the model was trained for another task.
+        InputError: The data set is unknown, or the model was trained for another task or has
+            another architecture (`kinemesh.evaluation.by_name.evaluate_model` scores those).
     """
     if count < 1:
         raise InputError(f"count must be at least 1, found {count}.")
@@ -74,14 +85,21 @@ def evaluate(model: str | Path, dataset: str, count: int = 1024, seed: int = 0) 
             f"The model {model} recovers a {record['task']}, but the data set {dataset} shows a "
             f"{kind}. Choose a model and a data set of the same task."
         )
+    if record["architecture"] != ARCHITECTURE:
+        raise InputError(
+            f"The model {model} is a {record['architecture']}: expected a {ARCHITECTURE}. "
+            "Score it with evaluate_model."
+        )
     held_out, training = (
         SyntheticDataset(kind, seed=seed, resolution=record["resolution"], split=split)
         for split in ("test", "train")
     )
     label = f"{dataset}, test split, seed {seed}"
-    mean = mean_shape(training.meshes(range(MEAN_SHAPE_SAMPLES)), topology)
+    mean = mean_shape(training.meshes(range(MEAN_SHAPE_SAMPLES)), topology).to(device)
+    network, topology = network.to(device), topology.to(device)
     scores, baseline = [], []
-    for batch in batches(held_out, count):
+    for samples in batches(held_out, count):
+        batch = {name: value.to(device) for name, value in samples.items()}
         scores.append(_network_reports(network, batch, topology, label))
         baseline.append(_constant_reports(mean, batch, topology, label))
     return Evaluation(str(model), merge(scores), merge(baseline))
