@@ -12,6 +12,7 @@ from rich.console import Console
 
 import kinemesh
 from kinemesh.cli import VERBS, main
+from kinemesh.cli._shared import Verb
 from kinemesh.doctor import (
     Requirement,
     examine,
@@ -28,6 +29,7 @@ from kinemesh.inference.run import output_stems, run_images
 from kinemesh.metrics import MetricReport
 from kinemesh.training import Interrupted
 from tests.fake_predictor import fake_predictor, spot_photo
+from tests.test_mesh_networks import pose_predictor
 
 SAVE = ("--save", "json", "glb")
 
@@ -76,7 +78,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _fake_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str, _: str) -> Predictor:
+    def load(name: str, _: str, assets: Path | None = None) -> Predictor:
         return fake_predictor("body" if name == "body" else "hand")
 
     monkeypatch.setattr(kinemesh, "load", load, raising=False)
@@ -375,6 +377,41 @@ class TestPredict:
         (person,) = json.loads((tmp_path / "p0.json").read_text())["people"]
         assert (person["skeleton"], person["side"]) == (skeleton, side)
 
+    def test_assets_reach_the_loader(self, photos: Path, kinemesh_cli, monkeypatch) -> None:
+        calls = []
+
+        def load(*arguments: object) -> Predictor:
+            calls.append(arguments)
+            return fake_predictor("body")
+
+        monkeypatch.setattr(kinemesh, "load", load)
+        words = ("--model", "metro.safetensors", "--assets", photos, "--out", photos / "out")
+        assert kinemesh_cli("predict", photos / "p0.png", *words, *SAVE)[0] == 0
+        assert calls == [("metro.safetensors", "auto", photos)]
+
+    @pytest.mark.parametrize(
+        ("options", "code", "message", "found"),
+        [
+            ((), 0, "without a mesh: no glb, obj", ["p0.json", "p0.npz", "p0_overlay.png"]),
+            (("--save", "json"), 0, "", ["p0.json"]),
+            (("--save", "json,obj"), 2, "'obj' holds a mesh", None),
+            (("--side", "auto"), 2, "cannot tell left hands from right", None),
+        ],
+    )
+    def test_a_model_without_a_mesh(
+        self, photos: Path, kinemesh_cli, monkeypatch, options, code: int, message: str, found
+    ) -> None:
+        monkeypatch.setattr(kinemesh, "load", lambda *_: pose_predictor())
+        words = ("--out", photos / "out", *options)
+        result = kinemesh_cli("predict", photos / "p0.png", *words)
+        assert result[0] == code
+        assert message in result[2]
+        assert message or not result[2]
+        if found is None:
+            assert not (photos / "out").exists()
+        else:
+            assert names(photos / "out") == found
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [
@@ -466,6 +503,25 @@ class TestOtherVerbs:
         help_of_data = kinemesh_cli("data", "--help")[1]
         assert "data bake" in help_of_data
         assert "predict" not in help_of_data
+
+    @pytest.mark.parametrize("has_single", [False, True])
+    def test_a_group_of_two_words(
+        self, kinemesh_cli, monkeypatch: pytest.MonkeyPatch, has_single: bool
+    ) -> None:
+        def cut(count: int = 1) -> int:
+            """Cut."""
+            return count
+
+        monkeypatch.setitem(VERBS, "video cut", Verb("video cut", "cut a video", cut))
+        if has_single:
+            monkeypatch.setitem(VERBS, "video", Verb("video", "show", lambda _: 9, None, True))
+        assert kinemesh_cli("video", "cut", "--count", 5)[0] == 5
+        assert "kinemesh video cut" in kinemesh_cli("video", "cut", "--help")[1]
+        code, out, err = kinemesh_cli("video", "ct")
+        assert code == (9 if has_single else 2)
+        assert has_single or "did you mean 'video cut'" in err
+        code, out, _ = kinemesh_cli("video")
+        assert (code, "cut a video" in out) == ((9, False) if has_single else (2, True))
 
     def test_bake_without_anny_makes_no_folder(
         self, tmp_path: Path, kinemesh_cli, monkeypatch: pytest.MonkeyPatch

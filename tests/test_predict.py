@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from kinemesh.errors import InputError, KinemeshError
+from kinemesh.inference.crop_rule import CropRule
 from kinemesh.inference.images import LoadedImage
 from kinemesh.inference.placement import FAR_M, NEAR_M, place_in_camera
 from kinemesh.inference.predictor import (
-    CROP_MARGIN,
     CropPrediction,
     Predictor,
     photo_camera,
@@ -92,7 +92,7 @@ class TestPredictor:
         template = fake_topology().template_joints[:, :2].numpy()
         for box in ([200, 130, 100, 100], [120, 80, 260, 200], [230, 160, 300, 300]):
             (person,) = fake_predictor().predict(photo, [box])
-            zoom = max(box[2:]) * CROP_MARGIN / RESOLUTION
+            zoom = max(box[2:]) * CropRule().margin / RESOLUTION
             expected = [250, 180] + template * FakeNetwork.pixels_per_metre * zoom
             np.testing.assert_allclose(person.joints_px, expected, atol=0.5)
             assert person.box_px == tuple(box)

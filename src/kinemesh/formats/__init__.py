@@ -1,7 +1,7 @@
 """Results as files: overlay picture, GLB, OBJ, JSON and NPZ."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -9,6 +9,8 @@ from kinemesh.errors import InputError
 
 SaveFormat = Literal["overlay", "glb", "obj", "json", "npz"]
 ALL_FORMATS: tuple[SaveFormat, ...] = get_args(SaveFormat)
+MESH_FORMATS: tuple[SaveFormat, ...] = ("glb", "obj")
+"""They hold nothing but meshes."""
 
 
 def check_folder(folder: Path) -> None:
@@ -40,3 +42,18 @@ def read_formats(words: Iterable[str]) -> tuple[SaveFormat, ...]:
                 "Images come before --save."
             )
     return tuple(name for name in ALL_FORMATS if name in names)
+
+
+def without_mesh(formats: Sequence[SaveFormat]) -> tuple[SaveFormat, ...]:
+    """The formats that can be written of people without a mesh: all but GLB and OBJ.
+
+    Raises:
+        InputError: One of these two was chosen; that all formats are wanted is no choice.
+    """
+    chosen = [name for name in formats if name in MESH_FORMATS]
+    if chosen and set(formats) != set(ALL_FORMATS):
+        raise InputError(
+            f"'{chosen[0]}' holds a mesh, but the model recovers joints without one. "
+            f"Choose some of {', '.join(n for n in ALL_FORMATS if n not in MESH_FORMATS)}."
+        )
+    return tuple(name for name in formats if name not in MESH_FORMATS)

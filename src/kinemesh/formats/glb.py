@@ -38,6 +38,20 @@ def y_up_mesh(person: Person) -> tuple[np.ndarray, np.ndarray]:
     return vertices, vertex_normals(positions[None], faces)[0].float().numpy()
 
 
+def check_meshes(people: Sequence[Person], file_type: str) -> None:
+    """Refuse people without a mesh where a file would hold nothing else.
+
+    Raises:
+        InputError: Somebody has no mesh.
+    """
+    for index, person in enumerate(people):
+        if not person.has_mesh:
+            raise InputError(
+                f"A {file_type} file holds meshes, but {person_name(index, person)} comes from a "
+                "network without one. Save it as 'overlay', 'json' or 'npz'."
+            )
+
+
 def encode_glb(people: Sequence[Person]) -> bytes:
     """All people as one glTF scene, metres, y up, the camera of the photo at the origin.
 
@@ -48,10 +62,12 @@ def encode_glb(people: Sequence[Person]) -> bytes:
         people: At least one person.
 
     Raises:
-        InputError: There is nobody; glTF has no empty scene.
+        InputError: There is nobody, or somebody has no mesh; glTF has no empty scene and no empty
+            mesh.
     """
     if not people:
         raise InputError("A GLB file needs at least one person, found none.")
+    check_meshes(people, "GLB")
     scene = trimesh.Scene()
     for index, person in enumerate(people):
         name = person_name(index, person)

@@ -5,12 +5,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kinemesh.formats.glb import person_name, y_up_mesh
+from kinemesh.formats.glb import check_meshes, person_name, y_up_mesh
 from kinemesh.inference.person import Person
 
 
 def encode_obj(people: Sequence[Person]) -> bytes:
-    """All people as one OBJ: metres, y up, the camera at the origin, an object for each person."""
+    """All people as one OBJ: metres, y up, the camera at the origin, an object for each person.
+
+    Raises:
+        InputError: Somebody has no mesh.
+    """
+    check_meshes(people, "OBJ")
     stream = io.StringIO()
     stream.write("# kinemesh people: metres, y up, camera of the photo at the origin\n")
     first = 1  # OBJ counts vertices from 1, through all objects

@@ -140,7 +140,7 @@ def _person(
         "skeleton": person.skeleton,
         "joints": joints,
     }
-    if mesh:
+    if mesh and person.has_mesh:
         faces = person.faces.tolist()
         if faces not in meshes:
             meshes.append(faces)

@@ -43,24 +43,26 @@ def draw_overlay(
     Args:
         pixels: (H, W, 3) uint8 RGB photo.
         people: People in the photo.
-        skeleton: Whether to draw the joints found in the image on top.
+        skeleton: Whether to draw the joints found in the image on top; those of people without a
+            mesh are always drawn.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
     picture, zoom = _resized(pixels)
-    if people:
-        camera = people[0].camera
+    with_mesh = [person for person in people if person.has_mesh]
+    if with_mesh:
+        camera = with_mesh[0].camera
         principal_x, principal_y = camera.principal_px
         picture = draw_mesh(
             picture,
-            [person.vertices for person in people],
-            [person.faces for person in people],
+            [person.vertices for person in with_mesh],
+            [person.faces for person in with_mesh],
             camera.focal_px * zoom,
             (principal_x * zoom, principal_y * zoom),
         )
-    if skeleton:
-        for person in people:
+    for person in people:
+        if skeleton or not person.has_mesh:
             picture = draw_skeleton(
                 picture,
                 person.joints_px * zoom,

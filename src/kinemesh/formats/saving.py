@@ -10,7 +10,13 @@ import numpy as np
 
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path
-from kinemesh.formats import ALL_FORMATS, SaveFormat, check_folder
+from kinemesh.formats import (
+    ALL_FORMATS,
+    MESH_FORMATS,
+    SaveFormat,
+    check_folder,
+    without_mesh,
+)
 from kinemesh.formats.glb import encode_glb
 from kinemesh.formats.names import check_targets, result_names
 from kinemesh.formats.obj import encode_obj
@@ -38,7 +44,8 @@ def save(
     was already replaced stays replaced, whole.
 
     The files are ``<stem>_overlay.png``, ``<stem>.glb``, ``<stem>.obj``, ``<stem>.json`` and
-    ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ.
+    ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ; nor are there for people
+    of a network without a mesh, whose overlay shows the joints instead.
 
     Args:
         people: What `Predictor.predict` returned for the photo.
@@ -53,9 +60,9 @@ def save(
         The written files.
 
     Raises:
-        InputError: A format is unknown, the image is unreadable, ``out_dir`` is a file, a folder
-            has the name of a file to write, or a file to write is the photo itself or a JSON file
-            of another format.
+        InputError: A format is unknown, or GLB or OBJ was chosen for people without a mesh; the
+            image is unreadable; ``out_dir`` is a file, a folder has the name of a file to write, or
+            a file to write is the photo itself or a JSON file of another format.
         OSError: The folder is not writable or the disk is full.
     """
     photo = as_photo(image)
@@ -63,7 +70,7 @@ def save(
         stem = photo.path.stem if photo.path is not None else "people"
     folder = Path(out_dir)
     check_folder(folder)
-    names = result_names(stem, _wanted(formats, has_people=bool(people)), overlay_suffix)
+    names = result_names(stem, _wanted(formats, people), overlay_suffix)
     targets = {name: folder / file_name for name, file_name in names.items()}
     check_targets(list(targets.values()), [] if photo.path is None else [photo.path], None)
     files: dict[Path, bytes] = {}
@@ -97,13 +104,15 @@ def _write_together(files: Mapping[Path, bytes]) -> None:
         raise
 
 
-def _wanted(formats: Sequence[str], *, has_people: bool) -> list[SaveFormat]:
+def _wanted(formats: Sequence[str], people: Sequence[Person]) -> list[SaveFormat]:
     unknown = [name for name in formats if name not in ALL_FORMATS]
     if unknown:
         known = ", ".join(ALL_FORMATS)
         raise InputError(f"Unknown format {unknown[0]!r}; expected some of {known}.")
-    possible = [name for name in ALL_FORMATS if has_people or name not in ("glb", "obj")]
-    return [name for name in possible if name in formats]
+    wanted = [name for name in ALL_FORMATS if name in formats]
+    if not people:
+        return [name for name in wanted if name not in MESH_FORMATS]
+    return wanted if all(person.has_mesh for person in people) else list(without_mesh(wanted))
 
 
 def _encode(name: SaveFormat, people: Sequence[Person], photo: LoadedImage) -> bytes:

@@ -51,7 +51,7 @@ class Person:
     ``camera``.
 
     Attributes:
-        vertices: (V, 3) float32, camera frame, metres.
+        vertices: (V, 3) float32, camera frame, metres; V is 0 where the network has no mesh.
         faces: (F, 3) int64 into ``vertices``, counter-clockwise seen from outside.
         joints: (J, 3) float32, camera frame, metres.
         joints_px: (J, 2) float32 found in the image, pixels from its upper left corner.
@@ -73,3 +73,8 @@ class Person:
     side: Side | None
     score: float
     camera: PhotoCamera
+
+    @property
+    def has_mesh(self) -> bool:
+        """Whether there are vertices and faces."""
+        return len(self.vertices) > 0

