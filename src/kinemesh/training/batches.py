@@ -46,6 +46,8 @@ def shuffled(positions: NDArray[np.int64], length: int, seed: int) -> NDArray[np
 class StepBatches(Dataset[Any]):
     """Item ``step`` is the collated batch of that step, whoever asks for it and whenever.
 
+    A dataset with a method ``set_step`` is told the step before it is asked for samples.
+
     Args:
         dataset: Map-style dataset with a length.
         collate: Joins a list of samples into a batch.
@@ -80,6 +82,8 @@ class StepBatches(Dataset[Any]):
 
     def __getitem__(self, step: int) -> Batch:
         indices = self.indices(step)
+        if hasattr(self.dataset, "set_step"):
+            self.dataset.set_step(step)
         with preserved_random_state(cuda=False):
             seed_everything(self.seed, step, self.process, cuda=False)
             if hasattr(self.dataset, "__getitems__"):

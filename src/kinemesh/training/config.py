@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from kinemesh.errors import InputError
 
@@ -52,14 +52,18 @@ class OptimConfig:
 class ScheduleConfig:
     """The learning rate over the run, as a factor on its peak."""
 
-    kind: Literal["cosine", "step", "constant"] = "cosine"
+    kind: Literal["cosine", "step", "epochs", "constant"] = "cosine"
     """Shape after warm-up."""
     warmup_steps: int = 0
     """Steps of linear growth from nearly zero to the peak."""
     step_at: tuple[float, ...] = (0.5,)
     """For 'step': where to drop; below 1 a fraction of the run, otherwise a step number."""
     factor: float = 0.1
-    """For 'step': what each drop multiplies the learning rate by."""
+    """For 'step' and 'epochs': what each drop multiplies the learning rate by."""
+    epochs: int = 200
+    """For 'epochs': passes over the data in the whole run; a drop follows each half of them."""
+    steps_per_epoch: int = 0
+    """For 'epochs': updates in one pass; 0 lets the recipe count its data set."""
     final_lr_ratio: float = 0.0
     """For 'cosine': the last learning rate over the peak."""
 
@@ -69,7 +73,7 @@ class TrainConfig:
     """Everything the loop needs to know that is not the task itself."""
 
     steps: int = 1000
-    """Updates of the weights in the whole run."""
+    """Updates of the weights in the whole run; 0 lets a recipe that counts epochs work it out."""
     batch_size: int = 32
     """Samples of one update, per process."""
     seed: int = 0
@@ -114,6 +118,10 @@ class TrainConfig:
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Dashboards to write beside log.jsonl."""
 
+    def departures(self, processes: int) -> list[str]:
+        """How the run differs from a published one that it follows; the log begins with it."""
+        return []
+
 
 @dataclass(kw_only=True)
 class Recipe(TrainConfig):
@@ -121,6 +129,13 @@ class Recipe(TrainConfig):
 
     A recipe is a function without arguments that returns an instance of such a subclass.
     """
+
+    def completed(self, processes: int) -> Self:
+        """Fill in what follows from the data set and from the number of processes.
+
+        `train` calls this before all else, so it is the place to refuse a missing file.
+        """
+        return self
 
     def build_task(self) -> "Task":
         """Build the task from the fields of this recipe."""
@@ -183,6 +198,13 @@ def check_config(config: TrainConfig) -> None:
         ("optim.clip_norm", clip, clip is None or clip > 0, "above 0, or None for no clipping"),
         ("optim.betas", optim.betas, all(0 <= beta < 1 for beta in optim.betas), "in [0, 1)"),
         ("schedule.warmup_steps", schedule.warmup_steps, schedule.warmup_steps >= 0, "0 or more"),
+        ("schedule.epochs", schedule.epochs, schedule.epochs >= 1, "at least 1"),
+        (
+            "schedule.steps_per_epoch",
+            schedule.steps_per_epoch,
+            schedule.kind != "epochs" or schedule.steps_per_epoch >= 1,
+            "at least 1 with kind 'epochs', where the recipe does not count its data",
+        ),
         ("schedule.step_at", schedule.step_at, all(at > 0 for at in schedule.step_at), "above 0"),
         (
             "schedule.final_lr_ratio",

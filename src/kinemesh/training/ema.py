@@ -18,11 +18,12 @@ class WeightAverage:
 
     Args:
         model: Network to follow; the copy takes its device and memory format.
-        decay: Share of the old average that each update keeps, once warmed up.
+        decay: Share of the old average that each update keeps, once warmed up. With 0 there is no
+            copy: the average is the network itself.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False) if decay else model
         self.decay = decay
 
     @torch.no_grad()
@@ -33,6 +34,8 @@ class WeightAverage:
             model: The unwrapped network that is being trained.
             updates: Updates made before this one.
         """
+        if not self.decay:
+            return
         average, current = _tensors(self.model), _tensors(model)
         moving = [key for key, value in average.items() if value.is_floating_point()]
         torch._foreach_lerp_(

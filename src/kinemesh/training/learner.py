@@ -81,7 +81,9 @@ class Learner:
     def tensors(self) -> dict[str, Tensor]:
         """Tensors of the state: ``model.*``, ``ema.*``, ``optimizer.<parameter>.<moment>``."""
         state = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        state |= {f"ema.{name}": value for name, value in self.average.model.state_dict().items()}
+        if self.average.decay:
+            averaged = self.average.model.state_dict()
+            state |= {f"ema.{name}": value for name, value in averaged.items()}
         for name, parameter in self.model.named_parameters():
             for key, value in self.adam.state.get(parameter, {}).items():
                 state[f"optimizer.{name}.{key}"] = value
@@ -100,7 +102,8 @@ class Learner:
         """
         try:
             self.model.load_state_dict(strip_prefix(tensors, "model."))
-            self.average.model.load_state_dict(strip_prefix(tensors, "ema."))
+            if self.average.decay:
+                self.average.model.load_state_dict(strip_prefix(tensors, "ema."))
         except RuntimeError as error:
             raise InputError(
                 f"The checkpoint holds another network than the recipe builds: {error}. "

@@ -49,7 +49,8 @@ class TrainResult:
         metrics: Result of the last validation.
         best_metrics: Result of the validation with the lowest ``task.metric``.
         output: Folder of the run.
-        best: Weights of that validation; None if the metric was never finite.
+        best: Weights of that validation, of the last one if the task measures nothing; None if
+            the metric was never finite.
     """
 
     step: int
@@ -85,8 +86,9 @@ def train(recipe: Recipe) -> TrainResult:
         Interrupted: SIGINT or SIGTERM arrived; a checkpoint was written (exit code 130).
         MissingExtraError: Accelerate or a tracker is not installed.
     """
-    check_config(recipe)
     accelerator = _make_accelerator(recipe)
+    recipe = recipe.completed(accelerator.num_processes)
+    check_config(recipe)
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     seed_everything(recipe.seed)
@@ -126,7 +128,7 @@ class Trainer:
             self._load(source)
         self.log.rewind(self.at.step if self._is_own(source) else 0)
         if self.is_main:
-            write_json(self.config.output / "recipe.json", flatten(self.config))
+            self._describe()
         with Pulse(self.accelerator, self.at.seconds) as pulse, self.progress:
             self._train(pulse)
         best = self.config.output / "best" / "weights.safetensors"
@@ -137,6 +139,16 @@ class Trainer:
             self.config.output,
             None if self.at.best_step is None else best,
         )
+
+    def _describe(self) -> None:
+        """Record the recipe, and say how it departs from a published one."""
+        record = flatten(self.config)
+        departures = self.config.departures(self.accelerator.num_processes)
+        if departures:
+            record["departures"] = departures
+            listed = "".join(f"\n  {departure}" for departure in departures)
+            self.progress.say(f"Not as published:{listed}")
+        write_json(self.config.output / "recipe.json", record)
 
     def _train(self, pulse: Pulse) -> None:
         config, at = self.config, self.at
@@ -209,13 +221,19 @@ class Trainer:
     def _validate(self) -> None:
         """Score the averaged weights in the main process, draw, and keep the best."""
         self.window.settle(self.accelerator, self.at.step)
+        at, metric = self.at, self.task.metric
+        if metric is None:
+            at.best_step = at.step
+            if self.is_main:
+                self._save_best()
+            return
         found: list[Any] = [None]
         if self.is_main:
             with preserved_random_state(), torch.no_grad():
                 seed_everything(self.config.seed)
-                found = [self._measure()]
+                found = [self._measure(metric)]
+                self.learner.wrapped.train()  # without averaging, these weights were measured
         require("accelerate.utils", "train").broadcast_object_list(found)
-        at, metric = self.at, self.task.metric
         at.metrics = found[0]
         score, record = at.metrics[metric], at.best_metrics.get(metric)
         if score is not None and (record is None or score < record):
@@ -223,13 +241,13 @@ class Trainer:
             if self.is_main:
                 self._save_best()
 
-    def _measure(self) -> dict[str, float]:
+    def _measure(self, metric: str) -> dict[str, float]:
         model, device, at = self.learner.average.model.eval(), self.accelerator.device, self.at
         metrics: dict[str, float] = finite_or_none(dict(self.task.validate(model, device)))
-        if self.task.metric not in metrics:
+        if metric not in metrics:
             raise InputError(
                 f"The task's validation returned {sorted(metrics)}, but its metric is "
-                f"'{self.task.metric}'. Return that key, or set the metric to one of these."
+                f"'{metric}'. Return that key, or set the metric to one of these."
             )
         self.log.write("validation", at.step, {"metrics": metrics})
         scores = "  ".join(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from kinemesh.models.guided_graphormer import GuidedGraphormerConfig
+from kinemesh.training import mesh_transformer_recipes as mesh_transformers
 from kinemesh.training.config import OptimConfig, Recipe, ScheduleConfig
 from kinemesh.training.mesh_task import MeshRecipe
 
@@ -72,5 +73,19 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "synthetic-hand": synthetic_hand,
     "synthetic-body": synthetic_body,
     "debug-hand": debug_hand,
+    "metro-mixed": mesh_transformers.metro_mixed,
+    "metro-3dpw": mesh_transformers.metro_3dpw,
+    "metro-freihand": mesh_transformers.metro_freihand,
+    "graphormer-mixed": mesh_transformers.graphormer_mixed,
+    "graphormer-3dpw": mesh_transformers.graphormer_3dpw,
+    "graphormer-freihand": mesh_transformers.graphormer_freihand,
+    "graphormer-handpose": mesh_transformers.graphormer_handpose,
+    "metro-mixed-synthetic": mesh_transformers.metro_mixed_synthetic,
+    "metro-3dpw-synthetic": mesh_transformers.metro_3dpw_synthetic,
+    "metro-freihand-synthetic": mesh_transformers.metro_freihand_synthetic,
+    "graphormer-mixed-synthetic": mesh_transformers.graphormer_mixed_synthetic,
+    "graphormer-3dpw-synthetic": mesh_transformers.graphormer_3dpw_synthetic,
+    "graphormer-freihand-synthetic": mesh_transformers.graphormer_freihand_synthetic,
+    "graphormer-handpose-synthetic": mesh_transformers.graphormer_handpose_synthetic,
 }
 """Recipes by the name that the command line takes."""

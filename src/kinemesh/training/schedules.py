@@ -2,6 +2,7 @@
 
 import math
 
+from kinemesh.errors import InputError
 from kinemesh.training.config import ScheduleConfig
 
 
@@ -37,7 +38,42 @@ def lr_factor(schedule: ScheduleConfig, step: int, steps: int, fraction: float) 
     if schedule.kind == "step":
         drops = sum((fraction if at < 1 else step) >= at for at in schedule.step_at)
         return warmup * schedule.factor**drops
+    if schedule.kind == "epochs":
+        # with a time limit the run may be further than its steps say
+        iteration = max(step + 1, int(fraction * steps))
+        epoch = iteration // schedule.steps_per_epoch
+        return warmup * schedule.factor ** half_runs(epoch, schedule.epochs)
     return warmup
+
+
+def steps_per_epoch(samples: int, batch_size: int, processes: int) -> int:
+    """Updates that count as one epoch: the whole batches in a data set, over all processes.
+
+    Args:
+        samples: Size of the data set.
+        batch_size: Samples of one process in one update.
+        processes: Number of processes.
+
+    Raises:
+        InputError: The data set does not fill one batch.
+    """
+    updates = samples // (batch_size * processes)
+    if updates < 1:
+        raise InputError(
+            f"The training data has {samples} samples, but one update takes {batch_size} on each "
+            f"of {processes} processes; lower --batch-size."
+        )
+    return updates
+
+
+def half_runs(epoch: int, epochs: int) -> int:
+    """Halves of a run that are over: METRO's number of drops of the learning rate.
+
+    METRO counts iterations from 1 and sets ``epoch = iteration // steps_per_epoch`` before each
+    update. So each epoch begins one update early, and the very last update of a run already
+    belongs to the next half: it is made with a hundredth of the peak.
+    """
+    return int(epoch // (epochs / 2))
 
 
 def _cosine(schedule: ScheduleConfig, steps: int, fraction: float) -> float:

@@ -22,8 +22,14 @@ class Task(Protocol):
     With ``workers > 0`` the dataset and ``collate`` run in other processes.
     """
 
-    metric: str
-    """Key of ``validate``'s result by which the best weights are chosen; lower is better."""
+    @property
+    def metric(self) -> str | None:
+        """Key of ``validate``'s result by which the best weights are chosen; lower is better.
+
+        None: the task has nothing to measure. Then neither ``validate`` nor ``picture`` is called,
+        and the latest weights count as the best.
+        """
+        ...
 
     def build_model(self) -> nn.Module:
         """Build the network on the CPU; the global random state is seeded before this call."""
