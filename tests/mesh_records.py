@@ -45,6 +45,11 @@ def mesh_records(kind: Kind, count: int) -> list[MeshRecord]:
     return [mesh_record(kind, index) for index in range(count)]
 
 
+def write_yaml(path, *lines, **entries):
+    """The YAML of a TSV set: some lines as they are, then entries."""
+    path.write_text("\n".join([*lines, *(f"{name}: {value}" for name, value in entries.items())]))
+
+
 def write_freihand(folder, captures=3, versions=2, *, evaluation_labels=False, vertices=True):
     """FreiHAND's layout with rendered hands; returns the samples whose labels were written.
 

@@ -75,6 +75,7 @@ def write_hand_data(folder: Path) -> tuple[Path, Path]:
     model = load_body_model(assets, "mano")
     generator = torch.Generator().manual_seed(0)
     pose = 0.3 * torch.randn(SAMPLES, 48, generator=generator)
+    pose[:, :3] *= 3  # hands that differ, so that no mean hand suits them all
     betas = torch.randn(SAMPLES, 10, generator=generator)
     joints = model(pose, betas).joints + torch.tensor([-0.08, 0.0, 0.6])
     camera = torch.tensor([[450.0, 0, 112], [0, 450, 112], [0, 0, 1]])

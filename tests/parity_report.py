@@ -18,7 +18,17 @@ from typing import Protocol
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.parity import Comparison, data, losses, metrics, prtr_networks, topology
+from tests.parity import (
+    Comparison,
+    data,
+    losses,
+    metrics,
+    prtr_data,
+    prtr_evaluation,
+    prtr_losses,
+    prtr_networks,
+    topology,
+)
 from tests.parity.mesh_transformers import MeshTransformers
 from tests.parity.networks import Case, read_manifest
 
@@ -59,7 +69,11 @@ SYSTEMS: dict[str, System] = {
     "graphormer": System(
         lambda: MeshTransformers("graphormer"), (topology.compare, losses.compare)
     ),
-    "prtr": System(prtr_networks.PrtrNetworks, (), prtr_networks.read_manifest),
+    "prtr": System(
+        prtr_networks.PrtrNetworks,
+        (prtr_data.compare, prtr_losses.compare, prtr_evaluation.compare),
+        prtr_networks.read_manifest,
+    ),
 }
 
 

@@ -204,6 +204,23 @@ def test_missing_files_and_folders(tmp_path):
         read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.eye(3).to_sparse(),
+        torch.eye(3).to_sparse_csr(),
+        torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.quint8),
+        torch.ones(3, dtype=torch.complex64),
+        torch.ones(3, device="meta"),
+    ],
+    ids=["sparse", "compressed", "quantised", "complex", "without storage"],
+)
+def test_tensors_of_other_kinds_are_named(tensors, value, form, tmp_path):
+    path = save({**tensors, "b.weight": value}, tmp_path / "c.pt", form)
+    with pytest.raises(InputError, match=r"c\.pt: .*(found 1 others .*b\.weight|cannot read)"):
+        read_tensors(path)
+
+
 def test_entries_that_are_no_tensors_are_named(tensors, form, tmp_path):
     path = save({**tensors, "epoch": 3, "note": "x"}, tmp_path / "c.pt", form)
     with pytest.raises(InputError, match=r"2 other entries: 'epoch' \(int\), 'note' \(str\)"):

@@ -24,6 +24,7 @@ CASES = (
     "graphormer_body_w64",
     "graphormer_hand_w64",
 )
+MESH_FAMILIES = [name for name, f in FAMILIES.items() if f.task in ("body", "hand")]
 SMALL_HRNET = {
     "name": "hrnet",
     "width": 4,
@@ -122,7 +123,7 @@ def test_sizes_of_the_manifests_are_those_of_the_registered_variants(case):
         assert list(map(int, converted.config.graph_blocks)) == entry["config"]["which_gcn"]
 
 
-@pytest.mark.parametrize("family", [name for name, f in FAMILIES.items() if not f.is_backbone])
+@pytest.mark.parametrize("family", MESH_FAMILIES)
 def test_round_trips_are_exact(family):
     ours = small_state(family)
     official = to_official(ours, family)
@@ -199,7 +200,7 @@ def test_old_files_without_counters_are_filled_up():
     assert_same(converted.state, ours)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [n for n, f in FAMILIES.items() if not f.finds_keypoints])
 def test_a_wrong_family_is_told_which_one_fits(family):
     if FAMILIES[family].is_backbone:
         spec = SMALL_HRNET if family == "hrnet-imagenet" else SMALL_RESNET
@@ -276,6 +277,55 @@ def test_heads_that_do_not_divide_the_width_are_refused():
     official = to_official(small_state("metro-hand"), "metro-hand")
     with pytest.raises(InputError, match="heads=5"):
         from_official(official, "metro-hand", heads=5)
+
+
+def test_tensors_of_any_shape_are_told():
+    official = to_official(small_state("metro-body"), "metro-body")
+    block = "trans_encoder.0.bert"
+    for name in (
+        *("cam_param_fc2.weight", "upsampling.weight", "upsampling2.weight"),
+        *(f"{block}.position_embeddings.weight", "backbone.conv1.weight"),
+    ):
+        for value in (torch.tensor(1.0), torch.zeros(3)):
+            with pytest.raises(InputError):
+                from_official(official | {name: value}, heads=2)
+    with pytest.raises(InputError, match=r"found 1 with none: upsampling\.weight"):
+        from_official(official | {"upsampling.weight": torch.zeros(9, 0)}, heads=2)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "trans_encoder.3000.cls_head.weight",
+        "trans_encoder.0.bert.encoder.layer.999999999999.output.dense.weight",
+        "trans_encoder." + "9" * 5000 + ".cls_head.weight",
+        "backbone.stage2.3000.branches.0.0.conv1.weight",
+    ],
+)
+def test_blocks_are_numbered_without_a_gap(name):
+    official = to_official(small_state("metro-body"), "metro-body")
+    with pytest.raises(InputError, match=rf"1 unknown: {re.escape(name)}"):
+        from_official(official | {name: torch.ones(2, 2)}, "metro-body", heads=2)
+
+
+@pytest.mark.parametrize("heads", [0, -1])
+def test_heads_are_at_least_one(heads):
+    official = to_official(small_state("metro-hand"), "metro-hand")
+    with pytest.raises(InputError, match=f"heads: expected 1 or more, found {heads}"):
+        from_official(official, "metro-hand", heads=heads)
+
+
+def test_names_are_looked_up_once():
+    class Counted(str):
+        looks = 0
+
+        def startswith(self, *arguments):
+            Counted.looks += 1
+            return super().startswith(*arguments)
+
+    ours = {Counted(name): value for name, value in small_state("metro-body").items()}
+    to_official(ours, "metro-body")
+    assert 0 < Counted.looks < 10 * len(ours)
 
 
 def test_no_joint_count_is_read_where_no_shape_tells_it():

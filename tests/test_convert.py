@@ -1,9 +1,11 @@
 """``kinemesh convert``: an official checkpoint becomes a model, and a model becomes official."""
 
+import json
 import re
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kinemesh.bodies import load_topology
 from kinemesh.bodies.official_assets import mano_topology, smpl_topology
@@ -13,16 +15,27 @@ from kinemesh.errors import InputError
 from kinemesh.files import sha256
 from kinemesh.models.checkpoint_files import read_tensors
 from kinemesh.models.checkpoints import FAMILIES, from_official, to_official
-from kinemesh.models.conversion import LICENSE, convert_checkpoint, export_official
+from kinemesh.models.conversion import (
+    LICENSE,
+    convert_checkpoint,
+    export_official,
+    note_on_sizes,
+)
 from kinemesh.models.hrnet import HRNet
 from kinemesh.models.metro import HRNetMap
-from kinemesh.models.pretrained import load_backbone
-from kinemesh.models.registry import load_model, read_weights, save_model
+from kinemesh.models.pretrained import load_backbone, load_initial
+from kinemesh.models.registry import load_model, read_weights, save_model, write_weights
 from kinemesh.models.resnet import ResNet
-from kinemesh.models.variants import VARIANTS, build_network, build_variant, describe_variant
+from kinemesh.models.variants import (
+    VARIANTS,
+    build_network,
+    build_variant,
+    describe_variant,
+    network_metadata,
+)
 from tests.body_fixtures import write_mano_assets, write_smpl_assets
 from tests.seeded_weights import mesh_transformer_parameter
-from tests.test_variants import TINY_HRNET, TINY_RESNET, tiny
+from tests.test_variants import TINY, TINY_HRNET, TINY_RESNET, tiny
 
 DEAD = r"\.bert\.(embeddings|pooler)\.|\.skip_conv\.|^backbone\.classifier\."
 SMALL = {
@@ -215,14 +228,38 @@ def test_backbones_that_do_not_fit_are_refused(hand_file, tmp_path):
     state = seeded(to_official(ResNet(width=2).state_dict(), "resnet-imagenet"))
     path = write(state, tmp_path / "r50.pth", prefix="")
     with pytest.raises(
-        InputError, match=r"r50\.pth: .*this ResNet.*conv1\.weight: expected \(4, 3"
-    ):
+        InputError, match=r"(?s)r50\.pth: .*this ResNet.*conv1\.weight: expected \(4, 3"
+    ) as caught:
         load_backbone(ResNet(width=4), path)
-    with pytest.raises(InputError, match=r"this HRNet, found the backbone .*resnet"):
+    for name, value in ResNet(width=4).state_dict().items():  # all, not only the first
+        assert value.ndim == 0 or f"\n  {name}: expected {tuple(value.shape)}" in str(caught.value)
+    with pytest.raises(InputError, match=r"this HRNet, found others \(resnet-imagenet\)"):
         load_backbone(HRNet(4), path)
     whole = convert_checkpoint(hand_file, heads=2, out=tmp_path / "hand.safetensors").path
     with pytest.raises(InputError, match="found a whole network"):
         load_backbone(ResNet(width=2), whole)
+
+
+def test_whole_networks_start_from_every_kind_of_file(hand_file, assets, tmp_path):
+    ours = convert_checkpoint(hand_file, heads=2, out=tmp_path / "hand.safetensors").path
+    state = read_tensors(hand_file)
+    for file, kind in ((hand_file, "metro-hand"), (ours, "a weight file of kinemesh, metro")):
+        network = build_variant("metro-hand-w40", mesh(assets, "hand"), **tiny("metro-hand-w40"))
+        assert load_initial(network, file) == f"all weights from {file.name} ({kind})"
+        assert torch.equal(network.cam_param_fc2.weight, state["cam_param_fc2.weight"])
+    blank = HRNet(**{name: value for name, value in TINY_HRNET.items() if name != "name"})
+    path = write(seeded(to_official(blank.state_dict(), "hrnet-imagenet")), tmp_path / "w.pth")
+    assert load_initial(network, path) == "the backbone from w.pth (hrnet-imagenet)"
+    assert torch.equal(network.backbone.conv1.weight, read_tensors(path)["conv1.weight"])
+    assert torch.equal(network.cam_param_fc2.weight, state["cam_param_fc2.weight"])
+    other = tiny("metro-hand-w40") | {"out_dims": (12, 6, 3), "layers": 2}
+    network = build_variant("metro-hand-w40", mesh(assets, "hand"), **other)
+    with pytest.raises(InputError, match=r"hand\.safetensors: .*Metro, .*36 missing") as caught:
+        load_initial(network, ours)
+    for block, name in ((1, "cls_head"), (2, "bert.img_embedding"), (2, "residual")):
+        assert f"\n  trans_encoder.{block}.{name}.weight: expected" in str(caught.value)
+    with pytest.raises(InputError, match="folder"):
+        load_initial(network, tmp_path)
 
 
 def test_a_wrong_family_is_told_which_one_fits(hand_file, capsys):
@@ -246,6 +283,73 @@ def test_nothing_is_replaced_unless_asked_for(hand_file, tmp_path, capsys):
     assert "the file to convert" in capsys.readouterr().err
     assert main([*words[:-1], str(tmp_path / "no" / "x.safetensors")]) == 2
     assert "no folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["convert", "."], ["convert", ".", "--official"]])
+def test_folders_are_no_checkpoints(words, capsys):
+    assert main(words) == 2
+    assert "this is a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("heads", ["0", "-1"])
+def test_heads_are_at_least_one(hand_file, heads, tmp_path, capsys):
+    words = ["convert", str(hand_file), "--heads", heads, "--out", str(tmp_path / "x.safetensors")]
+    assert main(words) == 2
+    assert f"heads: expected 1 or more, found {heads}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"task": None},
+        {"family": ["metro-hand"]},
+        {"architecture": "unheard-of"},
+        {"config": None},
+        {"config": {"joints": 21}},
+        {"backbone": {}},
+        {"backbone": None},
+        {"backbone": {"name": "hrnet", "width": "wide"}},
+    ],
+)
+def test_damaged_records_are_told(hand_file, damage, tmp_path):
+    path = convert_checkpoint(hand_file, heads=2, out=tmp_path / "hand.safetensors").path
+    tensors, record = read_weights(path)
+    for lacking in (False, True):
+        broken = {n: v for n, v in record.items() if not (lacking and n in damage)}
+        broken |= {} if lacking else damage
+        file = tmp_path / f"damaged{lacking}.safetensors"
+        save_file(tensors, file, {"kinemesh": json.dumps(broken)})
+        with pytest.raises(InputError, match=r"damaged\w+\.safetensors: "):
+            export_official(file)
+    save_file(tensors, file, {"kinemesh": '{"format": '})
+    with pytest.raises(InputError, match="not a readable safetensors file"):
+        export_official(file)
+
+
+def test_sizes_that_were_not_published_are_told(tmp_path, capsys):
+    name = "metro-body-r50"
+    overrides = {**TINY, "backbone": TINY_RESNET, "map_channels": 64}
+    network = build_variant(name, **overrides)  # on Anny's body
+    path = tmp_path / "anny.safetensors"
+    save_model(path, network, load_topology("anny-body"), describe_variant(name, **overrides))
+    assert main(["convert", str(path), "--official"]) == 0
+    report = capsys.readouterr().out
+    levels = ", ".join(map(str, (network.config.coarse_vertices, *network.config.upsampled)))
+    assert "Note: These are not the sizes of a published network" in report
+    assert f"{network.config.joints} joints, meshes of {levels} vertices" in report
+    back = tmp_path / "back.safetensors"
+    words = ["convert", str(tmp_path / "anny_state_dict.bin"), "--heads", "2", "--out", str(back)]
+    capsys.readouterr()
+    assert main(words) == 0
+    assert f"no registered network: {network.config.joints} joints" in capsys.readouterr().out
+
+
+def test_published_sizes_need_no_note(tmp_path):
+    variant = VARIANTS["metro-hand-r50"]
+    record = network_metadata(variant.config, variant.backbone, "hand", None, family="metro-hand")
+    path = tmp_path / "hand.safetensors"
+    write_weights(path, {"x": torch.zeros(1)}, None, record, half=False)
+    assert note_on_sizes(path) == ""
 
 
 def test_requests_that_make_no_sense(hand_file, assets, tmp_path, capsys):

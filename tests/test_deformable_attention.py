@@ -96,6 +96,15 @@ def test_module_spelled_out():
     torch.testing.assert_close(fast, expected, **DOUBLE)
 
 
+def test_weights_sum_to_one_over_all_levels():
+    attention, query = module(), torch.randn(2, 5, 12, dtype=torch.float64)
+    reference = torch.rand(2, 5, 2, 2, dtype=torch.float64)
+    locations, weights = attention.samples(query, reference, Levels.of(SIZES, query))
+    assert locations.shape == (2, 5, 3, 2, 3, 2)
+    total = weights.sum((-1, -2))
+    torch.testing.assert_close(total, torch.ones_like(total), **DOUBLE)
+
+
 def test_initial_points_look_along_the_heads_direction():
     attention = DeformableAttention(64, levels=2, heads=8, points=3)
     assert not attention.sampling_offsets.weight.any()

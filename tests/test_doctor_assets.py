@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from kinemesh.cli import main
 from kinemesh.doctor import examine_assets, has_complete_set
@@ -67,6 +69,25 @@ def test_a_damaged_file_that_is_optional_does_not(tmp_path: Path) -> None:
     (tmp_path / "SMPL_MALE.pkl").write_bytes(b"")
     (tmp_path / "J_regressor_extra.npy").unlink()
     assert has_complete_set(examine_assets(tmp_path))
+
+
+@pytest.mark.parametrize("write", [lambda folder: write_smpl_assets(folder, 60), write_mano_assets])
+def test_no_damage_ends_in_a_traceback(tmp_path: Path, write) -> None:
+    folder = write(tmp_path).parent
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        empty = np.zeros(0)
+        for damage in (b"", content[:100], {"a": torch.ones(1)}, empty, np.float64(2)):
+            if isinstance(damage, bytes):
+                path.write_bytes(damage)
+            elif isinstance(damage, dict):
+                torch.save(damage, path)
+            else:
+                with path.open("wb") as file:
+                    np.save(file, damage)
+            assert any(check.status == "broken" for check in examine_assets(folder)), path
+        path.write_bytes(content)
+    assert has_complete_set(examine_assets(folder))
 
 
 def test_no_folder(tmp_path: Path) -> None:

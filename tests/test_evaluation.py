@@ -586,3 +586,26 @@ def test_what_does_not_fit_is_refused(people, hands, tmp_path, capsys):
     ):
         assert main(["eval", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"workers": -1}, {"count": 0}])
+def test_impossible_options_are_refused(options) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        EvaluationOptions(**options)
+
+
+@pytest.mark.parametrize(
+    "words", [["--submission", "other.zip"], ["--tta"], ["--protocol", "3dpw"], ["--count", "3"]]
+)
+def test_a_submission_is_scored_without_other_options(words, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["eval", "pred.zip", "freihand-evaluation:x", *words]) == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_a_submission_wants_a_mesh_of_mano(tmp_path) -> None:
+    """Refused before the first batch, not by the writer after it."""
+    out = tmp_path / "pred.zip"
+    with pytest.raises(InputError, match="778 vertices"):
+        evaluate_model("hand", "synthetic-hand", "freihand", submission=out, submission_count=1024)
+    assert not out.exists()

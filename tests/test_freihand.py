@@ -187,6 +187,30 @@ def test_elements_do_not_depend_on_where_chunks_end(tmp_path, monkeypatch, chunk
         (lambda f: (f / "training_K.json").write_text("{}"), "expected a JSON list, found '{}'"),
         (lambda f: (f / "training_K.json").write_text("[]"), "at least one entry"),
         (
+            lambda f: (f / "training_K.json").write_bytes(b"\xff\xfe"),
+            "training_K.json': expected UTF-8 text",
+        ),
+        (
+            lambda f: (f / "training_K.json").write_bytes(b"[[[1, 0, 0], \xff"),
+            "training_K.json': expected UTF-8 text",
+        ),
+        (
+            lambda f: (f / "training_K.json").write_text("[" * 100_000),
+            "training_K.json': expected a JSON list of numbers, found a damaged or cut entry",
+        ),
+        (
+            lambda f: (f / "training_K.json").write_text("[" + "1" * 5000 + "]"),
+            "training_K.json': expected a JSON list of numbers, found a damaged or cut entry",
+        ),
+        (
+            lambda f: (f / "training_K.json").write_text("[" + "1" * 400 + "]"),
+            r"training_K.json', entry 0: expected \(3, 3\) finite numbers",
+        ),
+        (
+            lambda f: (f / "training_xyz.json").write_text(json.dumps([[[0] * 3] * 21] * 3)),
+            "training_.*json', entry 0: '2d_joints' of the label: expected finite numbers",
+        ),
+        (
             lambda f: (f / "training" / "rgb" / "00000000.jpg").unlink(),
             "Cannot read .*00000000.jpg",
         ),

@@ -20,10 +20,15 @@ from kinemesh.training.config import flatten
 from kinemesh.training.mesh_transformer_task import MeshTransformerTask
 from kinemesh.training.published import PUBLISHED
 from kinemesh.training.recipes import RECIPES
+from tests.overfitting import (
+    CAMERA_SCALE,
+    best_blind_loss,
+    build_with_head_start,
+    trained_losses,
+)
 from tests.tiny_recipes import NAMES, PUBLISHED_NAMES, SYNTHETIC_NAMES, tiny, write_data
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-FAMILIES = ("metro-mixed", "graphormer-freihand", "graphormer-handpose")
 
 
 @pytest.fixture(scope="module")
@@ -154,39 +159,42 @@ def test_all_recipes_are_listed(capsys):
 # Learning --------------------------------------------------------------------------------------
 
 
-CAMERA_SCALE = {"body": 1.0, "hand": 8.0}  # crop units a metre
+def is_long(name):
+    """Anny's bodies have 13,718 vertices; the 3DPW runs are the mixed ones with other numbers."""
+    return "3dpw" in name or (name in SYNTHETIC_NAMES and RECIPES[name]().kind == "body")
 
 
-def build_with_camera(task, build=MeshTransformerTask.build_model):
-    """A camera that begins at zero takes hundreds of steps to find its scale; this one has it."""
-    network = build(task)
-    last = "cam_param_fc3" if task.has_mesh else "cam_param_fc2"
-    with torch.no_grad():
-        network.get_submodule(last).bias[0] = CAMERA_SCALE[task.recipe.kind]
-    return network
+RECIPES_BY_TIME = [
+    pytest.param(name, marks=pytest.mark.slow) if is_long(name) else name for name in NAMES
+]
 
 
-def overfit(name, data, output, monkeypatch):
-    """Total loss of the first step over that of the last five of 80."""
-    monkeypatch.setattr(MeshTransformerTask, "build_model", build_with_camera)
-    recipe = tiny(name, data, output, steps=80, augment=False, masked_share=0.0)
-    recipe.network.dropout = 0.0
-    recipe.schedule.kind = "constant"
-    recipe.optim.lr = 3e-3
-    train(recipe)
-    totals = [row["total"] for row in losses(output)]
-    return totals[0] / (sum(totals[-5:]) / 5)
+@pytest.fixture
+def thin(monkeypatch):
+    """One residual block where HRNet has four: the smallest backbone is mostly overhead."""
+    monkeypatch.setattr("kinemesh.models.hrnet._BLOCKS", 1)
 
 
-@pytest.mark.parametrize("name", PUBLISHED_NAMES)
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize("name", RECIPES_BY_TIME)
 def test_eight_samples_are_learned_by_heart(name, data, tmp_path, monkeypatch):
-    assert overfit(name, data, tmp_path, monkeypatch) > 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SYNTHETIC_NAMES)
-def test_eight_synthetic_samples_are_learned_by_heart(name, data, tmp_path, monkeypatch):
-    assert overfit(name, data, tmp_path, monkeypatch) > 3
+    """Half the loss of the best output that sees no picture, and only with the right pictures."""
+    monkeypatch.setattr(MeshTransformerTask, "build_model", build_with_head_start)
+    settings = {"steps": 90, "augment": False, "masked_share": 0.0, "resolution": 32}
+    recipe = tiny(name, data, tmp_path, **settings)
+    recipe.network.dropout = 0.0
+    recipe.optim.lr = 6e-3 if "handpose" in name else 4e-3
+    recipe.schedule.kind = "step"
+    recipe.schedule.step_at, recipe.schedule.factor = (0.6, 0.75, 0.9), 0.4
+    train(recipe)
+    task = recipe.build_task()
+    samples = task.train_dataset()
+    batch = task.collate([samples[index] for index in range(len(samples))])
+    blind = best_blind_loss(task.objective, batch, CAMERA_SCALE[recipe.kind])
+    right, swapped = trained_losses(task, tmp_path / "last", batch)
+    print(f"{name}: {right / blind:.2f} of the best blind output, {swapped / right:.1f} swapped")
+    assert right < blind / 2
+    assert swapped > 2 * right
 
 
 def assert_same_run(one, other):
@@ -196,10 +204,11 @@ def assert_same_run(one, other):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.usefixtures("thin")
+@pytest.mark.parametrize("name", RECIPES_BY_TIME)
 def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
     """With dropout, masks and varied samples, as published."""
-    settings = {"steps": 5, "checkpoint_every": 2, "batch_size": 4}
+    settings = {"steps": 4, "checkpoint_every": 2, "batch_size": 4, "resolution": 32}
     loss, calls = MeshTransformerTask.loss, []
 
     def dies(task, model, batch):
@@ -211,7 +220,7 @@ def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
     monkeypatch.setattr(MeshTransformerTask, "loss", dies)
     with pytest.raises(KeyboardInterrupt):
         train(tiny(name, data, tmp_path / "died", **settings))
-    monkeypatch.undo()
+    monkeypatch.setattr(MeshTransformerTask, "loss", loss)
     assert read_checkpoint(tmp_path / "died" / "last")[1]["step"] == 2
     train(tiny(name, data, tmp_path / "died", **settings))
     train(tiny(name, data, tmp_path / "whole", **settings))
@@ -261,6 +270,12 @@ def test_weights_load_and_start_a_fine_tuning(data, tmp_path):
     tuned = tiny("metro-3dpw", data, tmp_path / "tuned", init=own.best, fine_tune=True)
     started = tuned.build_task().build_model().state_dict()
     assert all(torch.equal(started[name], value) for name, value in network.state_dict().items())
+    tuned.steps = 1
+    train(tuned)
+    for output, origin in (("own", None), ("tuned", own.best.name)):
+        recipe = json.loads((tmp_path / output / "recipe.json").read_text())
+        assert ("started_from" in recipe) == (origin is not None)
+        assert origin is None or origin in recipe["started_from"]
 
 
 def test_a_run_without_validation_keeps_its_last_weights(data, tmp_path):

@@ -1,7 +1,9 @@
 """The task of METRO and Mesh Graphormer: targets, masks, initial weights, no waiting, gradients."""
 
+import json
 import math
 import os
+import shutil
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from kinemesh.training.initial_weights import load_initial
 from kinemesh.training.mesh_objective import JointObjective, MeshObjective
 from kinemesh.training.mesh_transformer_task import NetworkChanges
 from kinemesh.training.token_masks import draw_keep_mask
+from tests.mesh_training_data import SAMPLES
 from tests.no_waiting import NoWaiting
 from tests.tiny_recipes import NAMES, tiny, write_data
 from tests.tolerances import TOL
@@ -101,7 +104,42 @@ def test_targets_of_a_hand_are_the_body_models(data, tmp_path):
     assert torch.equal(targets.has_3d_B, batch["has_mesh"])
 
 
-def test_labelled_vertices_are_taken_as_they_are(data, tmp_path):
+def test_labelled_vertices_of_a_hand_do_not_count_in_training(data, tmp_path):
+    """FreiHAND brings training_verts.json, too; METRO is trained on MANO's mesh all the same."""
+    plain, batch = task_and_batch("metro-freihand", data, tmp_path, augment=False)
+    folder = tmp_path / "with-vertices"
+    shutil.copytree(data / "hand" / "freihand", folder)
+    elsewhere = [[[9.0, 9.0, 9.0]] * 778] * SAMPLES
+    (folder / "training_verts.json").write_text(json.dumps(elsewhere))
+    settings = {"augment": False, "data": f"freihand:{folder}"}
+    task = tiny("metro-freihand", data, tmp_path, **settings).build_task()
+    samples = task.train_dataset()
+    labelled = task.collate([samples[0], samples[1]])
+    assert labelled["vertices"].shape == (2, 778, 3)
+    found, expected = task.objective.targets(labelled), plain.objective.targets(batch)
+    for name, value in vars(expected).items():
+        assert torch.equal(getattr(found, name), value), name
+
+
+def test_scores_take_labelled_vertices(data, tmp_path):
+    """Unlike the loss: a mesh that is nowhere near the labelled one has a large error."""
+    errors = []
+    for shift in (0.0, 1.0):
+        folder = tmp_path / f"shift-{shift}"
+        shutil.copytree(data / "hand" / "freihand", folder)
+        task, batch = task_and_batch("metro-freihand", data, tmp_path, augment=False)
+        mesh = task.objective.targets(batch).vertices_BV3[0]
+        stretched = (mesh * (1 + shift)).tolist()
+        (folder / "training_verts.json").write_text(json.dumps([stretched] * SAMPLES))
+        settings = {"data": f"freihand:{folder}", "validation_data": f"freihand:{folder}"}
+        task = tiny("metro-freihand", data, tmp_path, protocol="own", **settings).build_task()
+        torch.manual_seed(0)
+        errors.append(task.validate(task.build_model().eval(), torch.device("cpu")))
+    assert errors[0]["pa_mpjpe_mm"] == errors[1]["pa_mpjpe_mm"]
+    assert errors[1]["pa_mpvpe_mm"] > 1.5 * errors[0]["pa_mpvpe_mm"]
+
+
+def test_without_a_body_model_vertices_are_taken_as_labelled(data, tmp_path):
     task, batch = task_and_batch("metro-freihand-synthetic", data, tmp_path)
     targets = task.objective.targets(batch)
     assert torch.equal(targets.vertices_BV3, batch["vertices"])
@@ -121,10 +159,12 @@ def test_labels_that_lack_joints_are_refused():
 
 
 def test_images_are_normalised_as_imagenets(data, tmp_path):
-    task, _ = task_and_batch("graphormer-handpose", data, tmp_path, count=1)
-    white = task.objective.normalised(torch.ones(1, 3, 2, 2))[0, :, 0, 0]
+    task, batch = task_and_batch("graphormer-handpose", data, tmp_path, count=1)
+    network, seen = task.build_model(), []
+    network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    task.loss(network, dict(batch) | {"image": torch.ones(1, 3, 64, 64)})
     expected = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
-    assert white.tolist() == pytest.approx(expected)
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected)
 
 
 # Masks -----------------------------------------------------------------------------------------
@@ -214,12 +254,12 @@ def test_weights_of_other_sizes_and_other_files_are_refused(data, tmp_path):
     torch.save(to_official(small.build_model().state_dict(), "metro-hand"), path)
     other = tiny("metro-freihand", data, tmp_path, init=path)
     other.network.layers = 2
-    with pytest.raises(InputError, match=r"layer\.1.*absent in the file"):
+    with pytest.raises(InputError, match=r"^--init: .*missing: .*layer\.1"):
         other.build_task().build_model()
     torch.save({"weight": torch.zeros(3)}, path)
-    with pytest.raises(InputError, match=r"holds none of.*'weight'"):
+    with pytest.raises(InputError, match=r"^--init: .*fit none of them: weight"):
         load_initial(torch.nn.Linear(1, 1), path)
-    with pytest.raises(InputError, match="no file"):
+    with pytest.raises(InputError, match=r"^--init: .*no such file"):
         load_initial(torch.nn.Linear(1, 1), tmp_path / "absent.bin")
 
 

@@ -71,6 +71,16 @@ def hand(folder: Path) -> Topology:
     return mano_topology(folder)
 
 
+def object_array(entries: object) -> np.ndarray:
+    """The entries as one array of objects; something else than a list as an array of none."""
+    if not isinstance(entries, list):
+        return np.array(entries)
+    held = np.empty(len(entries), dtype=object)
+    for index, entry in enumerate(entries):
+        held[index] = entry
+    return held
+
+
 def dense_up(level: CoarseLevel) -> np.ndarray:
     dense = np.zeros((len(level.up_index), len(level)))
     for row, (index, weight) in enumerate(zip(level.up_index, level.up_weight, strict=True)):
@@ -294,6 +304,83 @@ class TestFilesThatDoNotFit:
         torch.save(torch.Size([3, 3]), paths[1])
         with pytest.raises(InputError, match="expected indices"):
             read_edges(paths)
+
+    @pytest.mark.parametrize(
+        ("part", "held"),
+        [
+            ("size", {"a": torch.ones(1)}),
+            ("size", torch.tensor(195)),
+            ("indices", None),
+            ("indices", torch.zeros(2, 0, dtype=torch.int64)),
+            ("indices", torch.tensor(1.0)),
+            ("values", [1, 2]),
+            ("values", torch.tensor(3.0)),
+            ("values", torch.eye(2).to_sparse()),
+        ],
+    )
+    def test_adjacency_files_that_hold_something_else(
+        self, tmp_path: Path, folder: Path, part: str, held: object
+    ) -> None:
+        paths = [tmp_path / f"mano_195_adjmat_{part}.pt" for part in PARTS]
+        for path in paths:
+            shutil.copy(folder / path.name, path)
+        torch.save(held, paths[PARTS.index(part)])
+        with pytest.raises(InputError, match=r"_adjmat_\w+\.pt: expected"):
+            read_edges(paths)
+
+    @pytest.mark.parametrize(
+        ("key", "change", "message"),
+        [
+            ("AUD", lambda held: held[:1], r"2 or more coarse levels|one more matrix in A"),
+            ("UD", lambda held: held[:0], r"one more matrix in A"),
+            ("F", lambda held: None, r"triangles \(F, 3\) of each level in 'F', found object"),
+            ("F", lambda held: np.int64(3), r"triangles .* found int64 of shape \(\)"),
+            ("F", lambda held: [None, None, None], "triangles .* found object"),
+            ("F", lambda held: [[[0, 1], [2]], *held[1:]], "triangles .* found object"),
+            ("F", lambda held: [held[0] + 1, *held[1:]], r"from 0 to 59, found 1 to 60"),
+            ("U", lambda held: [held[0] * np.nan, *held[1:]], r"numbers in U\[0\], found"),
+            ("A", lambda held: [held[0][:, :50], *held[1:]], r"A\[0\] to be square"),
+        ],
+    )
+    def test_damaged_sampling_files(self, tmp_path: Path, key: str, change, message: str) -> None:
+        path = write_smpl_assets(tmp_path, 60).parent / "mesh_downsampling.npz"
+        with np.load(path, allow_pickle=True, encoding="latin1") as data:
+            held = {name: data[name] for name in "AUDF"}
+        for name in key:
+            held[name] = object_array(change(list(held[name])))
+        np.savez(path, **held)
+        with pytest.raises(InputError, match=rf"mesh_downsampling\.npz: expected.*({message})"):
+            smpl_topology(tmp_path)
+        broken = [s.file.title for s in inspect_assets(tmp_path) if s.status == "broken"]
+        assert broken == ["mesh_downsampling.npz"]
+
+    def test_a_hands_sampling_file_has_too_few_levels_for_a_body(self, tmp_path: Path) -> None:
+        write_mano_assets(tmp_path)
+        path = tmp_path / "mano_downsampling.npz"
+        with pytest.raises(InputError, match="5 or more coarse levels, found 4"):
+            read_sampling(path, levels=5)
+
+    def test_coarse_faces_beyond_the_mesh(self, tmp_path: Path) -> None:
+        write_smpl_assets(tmp_path, 60)
+        path = tmp_path / "mesh_downsampling.npz"
+        with np.load(path, allow_pickle=True, encoding="latin1") as data:
+            np.savez(path.with_name("new.npz"), **{name: data[name] for name in "AUD"})
+        path.with_name("new.npz").replace(path)
+        np.save(tmp_path / "smpl_431_faces.npy", np.array([[0, 1, 4]]))
+        with pytest.raises(InputError, match=r"smpl_431_faces\.npy: .* 0 to 3, found 0 to 4"):
+            smpl_topology(tmp_path)
+
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_regressors_without_numbers(self, tmp_path: Path, value: float) -> None:
+        np.save(tmp_path / "a.npy", np.full((17, 6), value))
+        with pytest.raises(InputError, match="infinite or not a number"):
+            read_array(tmp_path / "a.npy", 17)
+
+    def test_archives_in_place_of_arrays(self, tmp_path: Path) -> None:
+        np.savez(tmp_path / "a.npz", a=np.ones(2))
+        (tmp_path / "a.npz").rename(tmp_path / "a.npy")
+        with pytest.raises(InputError, match=r"expected an array in a \.npy file"):
+            read_array(tmp_path / "a.npy")
 
     def test_tensor_files_run_nothing(self, tmp_path: Path) -> None:
         class Malicious:

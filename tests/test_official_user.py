@@ -20,6 +20,7 @@ from kinemesh.formats.people_json import read_people_json
 from kinemesh.formats.people_npz import read_people_npz
 from kinemesh.inference.crop_rule import PUBLISHED_RULES
 from kinemesh.models.checkpoints import to_official
+from kinemesh.models.registry import load_model
 from kinemesh.models.variants import build_variant
 from tests.body_fixtures import write_mano_assets, write_smpl_assets
 from tests.fake_predictor import spot_photo
@@ -238,5 +239,6 @@ class TestTrain:
         predictor = kinemesh.load(weights, "cpu", assets)
         before = build_variant("metro-hand-w40", predictor.topology, **SMALL)
         assert predictor.crop_rule == PUBLISHED_RULES["hand"]
-        assert before.state_dict().keys() == predictor.network.network.state_dict().keys()
+        trained, _, _ = load_model(weights, assets)
+        assert before.state_dict().keys() == trained.state_dict().keys()
         run(capsys, "eval", weights, hands_yaml, "--protocol", "freihand", "--assets", assets)

@@ -1,5 +1,8 @@
 """Networks rewritten for inference give the outputs of the networks they are made from."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,6 +195,20 @@ def test_convolution_with_norm_and_activation(activation, groups, kernels):
     assert_same(fused(x.contiguous(memory_format=torch.channels_last)), expected)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_and_pickles_work_as_the_original(copied, kernels):
+    """Worker processes and copies get packed weights too, which PyTorch itself cannot pickle."""
+    layers = [nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, 1, 1, groups=8)]
+    fused = nn.Sequential(
+        *(FusedConv2d(layer, None, "relu", kernels=kernels) for layer in layers),
+        FusedLinear(nn.Linear(7, 5), "gelu", kernels=kernels),
+    )
+    x = torch.randn(2, 8, 6, 7)
+    twin = copied(fused)
+    assert torch.equal(twin(x), fused(x))
+    assert twin[0].weight is not fused[0].weight
+
+
 @pytest.mark.parametrize("activation", ["none", "relu"])
 def test_convolution_added_to_a_sum(activation, kernels):
     conv, norm = nn.Conv2d(8, 12, 1, bias=False), with_statistics(nn.BatchNorm2d(12))
@@ -248,7 +265,6 @@ def with_statistics(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     return norm.eval()
 
 
-@pytest.mark.slow
 def test_official_outputs(shared):
     """A golden of the official code, with the backbone in the same rewritten network."""
     folder = shared / "parity" / "graphormer"

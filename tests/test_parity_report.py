@@ -123,7 +123,13 @@ def test_another_manifest_runs_and_a_wrong_number_fails(system, config, shared, 
     status, printed = report(system, tmp_path, capsys, "--case", "invented")
     assert status == 1
     assert "FAIL  invented" in printed
-    assert "out/vertices: differs by 0.0003" in printed
+    assert "out/vertices: differs by 0.000" in printed
+
+    wrong[0, 5, 1] = np.nan
+    np.savez(path, **golden | {"out/vertices": wrong})
+    status, printed = report(system, tmp_path, capsys)
+    assert status == 1
+    assert "out/vertices: differs by inf" in printed
 
     np.savez(path, **golden, **{"tap/unheard.of/shape": np.zeros(3)})
     status, printed = report(system, tmp_path, capsys)
@@ -172,6 +178,9 @@ def test_comparison_knows_what_differs():
         assert [f.split(":")[0] for f in compare("x", ours | {key: value}, golden).failures] == [
             key
         ]
+    broken = golden | {"a": np.array([1.0, float("nan")])}
+    assert not compare("x", ours, broken).passed
+    assert not compare("x", ours | {"a": broken["a"]}, broken).passed
     missing = compare("x", {"a": ours["a"], "b": ours["b"]}, golden)
     assert missing.failures == ("c: a golden array without a value of ours",)
     allowed = compare("x", {"a": ours["a"], "b": ours["b"]}, golden, skipped={"c*": "no reason"})

@@ -86,6 +86,35 @@ def test_sparse_matrices(
     np.testing.assert_array_equal(found.toarray(), dense)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("_shape", (2**47, 3), "has the shape"),
+        ("_shape", (-3, 3), "has the shape"),
+        ("indptr", np.array([0, 2**40, 2**40, 3]), "has 3 entries and others in its index"),
+        ("indptr", np.array([0, 4, 2, 3]), "has 3 entries and others in its index"),
+        ("data", np.array([1, "a", None], dtype=object), "values of type object"),
+    ],
+)
+def test_damaged_sparse_matrices(tmp_path: Path, field: str, value: object, message: str) -> None:
+    matrix = sparse.csc_matrix(np.array([[0, 2.0, 0], [0, 0, 0], [1, 0, 3]]))
+    setattr(matrix, field, value) if field == "_shape" else matrix.__dict__.update({field: value})
+    with pytest.raises(InputError, match=rf"file\.pkl: expected a complete pickle.*{message}"):
+        load_pickle(written(tmp_path, pickle.dumps(matrix)))
+
+
+def test_headers_of_any_size(tmp_path: Path) -> None:
+    np.savez(tmp_path / "file.npz", A=np.zeros((3, 3)))
+    content = (tmp_path / "file.npz").read_bytes()
+    huge = tmp_path / "huge.npz"
+    with zipfile.ZipFile(tmp_path / "file.npz") as held, zipfile.ZipFile(huge, "w") as damaged:
+        header = held.read("A.npy").replace(b"(3, 3), }" + b" " * 12, b"(99999999999, 3), }  ")
+        damaged.writestr("A.npy", header)
+    assert b"99999999999" in huge.read_bytes() != content
+    with pytest.raises(InputError, match=r"huge\.npz: expected an \.npz file"):
+        load_npz(huge)
+
+
 def test_entries_at_the_same_place_add_up() -> None:
     one, two = np.array([0, 0]), np.array([1, 1])
     matrix = SparseMatrix((1, 2), one, two, np.array([2.0, 3.0]))

@@ -1,7 +1,10 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
 
+import kinemesh
 from kinemesh.errors import InputError, KinemeshError
 from kinemesh.inference.crop_rule import CropRule
 from kinemesh.inference.images import LoadedImage
@@ -12,6 +15,7 @@ from kinemesh.inference.predictor import (
     photo_camera,
     resolve_device,
 )
+from kinemesh.models.registry import load_model
 from tests.fake_predictor import (
     RESOLUTION,
     FakeNetwork,
@@ -217,3 +221,20 @@ class TestPredictor:
         predictor = Predictor(Broken(topology), topology, {"resolution": 64}, device="cpu")
         with pytest.raises(KinemeshError, match="not finite"):
             predictor.predict(spot_photo(99, 99, 50, 50))
+
+
+def test_a_loaded_predictor_can_be_sent_to_another_process() -> None:
+    predictor = kinemesh.load("hand", "cpu")
+    twin = pickle.loads(pickle.dumps(predictor))
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    assert np.array_equal(twin.predict(image)[0].vertices, predictor.predict(image)[0].vertices)
+
+
+def test_a_loaded_network_gives_the_outputs_of_its_weights() -> None:
+    """`load` rewrites the network for the CPU; `load_model` gives it as it was trained."""
+    network, _, _ = load_model("body")
+    image = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = network(image), kinemesh.load("body", "cpu").network(image)
+    torch.testing.assert_close(found.vertices, expected.vertices, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.joints_2d, expected.joints_2d, atol=1e-3, rtol=0)

@@ -206,6 +206,9 @@ def test_protocol_2_of_human36m():
     ]
     assert human36m_p2_rows(keys) == [0, 1, 5]
     assert human36m_p2_rows(["3dpw_test1", "courtyard/image_00001.jpg"]) is None
+    # keys of a composite set begin with the name of a file, whatever that begins with
+    for prefix in ("valid.hw.tsv_", "S1_all.60457274_valid.hw.tsv_"):
+        assert human36m_p2_rows([prefix + key for key in keys]) == [0, 1, 5]
 
 
 def test_own_protocol(smpl):

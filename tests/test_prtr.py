@@ -9,6 +9,7 @@ from torch import nn
 from kinemesh.errors import InputError
 from kinemesh.models.frozen_batch_norm import FrozenBatchNorm2d, FrozenNormResNet
 from kinemesh.models.metro import HRNetMap
+from kinemesh.models.optimised import optimise
 from kinemesh.models.prtr import KeypointSetOutput, Prtr, PrtrConfig
 from kinemesh.models.prtr_deformable import DeformablePrtr, DeformablePrtrConfig, logit
 from kinemesh.models.prtr_sequential import (
@@ -175,6 +176,18 @@ def test_runs_in_half_of_the_bits(build):
 
 
 @pytest.mark.parametrize("build", NETWORKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimised_for_inference(build, dtype):
+    network, image = build().eval(), torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        expected = network(image)
+    output = optimise(network, dtype)(image)
+    allowed = SINGLE if dtype == torch.float32 else {"rtol": 0, "atol": 0.05}
+    name = "boxes" if build is sequential else "coords"
+    torch.testing.assert_close(getattr(output, name), getattr(expected, name), **allowed)
+
+
+@pytest.mark.parametrize("build", NETWORKS)
 def test_gradient_reaches_all_that_is_trained(build):
     network = build()
     with torch.no_grad():
@@ -250,6 +263,8 @@ def test_deformable_levels():
     body = FrozenNormResNet(50, width=2)
     with pytest.raises(InputError, match="levels: expected at least 3, found 2"):
         DeformablePrtr(DeformablePrtrConfig(**SMALL, levels=2), body)
+    with pytest.raises(InputError, match="pre_norm: expected False"):
+        DeformablePrtr(DeformablePrtrConfig(**SMALL, pre_norm=True), body)
     network = DeformablePrtr(DeformablePrtrConfig(**SMALL, queries=6, levels=5), body)
     tokens = []
     network.transformer.encoder.layers[0].register_forward_hook(

@@ -1,11 +1,14 @@
 """SMPL-shaped bodies: skinning against a slow twin, another library and official outputs."""
 
+import pickle
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from scipy import sparse
 from torch import Tensor
 
 from kinemesh.bodies import SmplModel, load_body_model
@@ -197,8 +200,14 @@ class TestRefused:
         [
             ({"posedirs": np.zeros((60, 3, 135))}, r"'posedirs' of shape \(60, 3, 207\)"),
             ({"shapedirs": np.zeros((60, 3, 4))}, "expected 10 or more shapes"),
-            ({"f": np.full((4, 3), 60, np.uint32)}, "faces of vertices below 60, found 60"),
+            ({"f": np.full((4, 3), 60, np.uint32)}, "faces of vertices .* found 60 to 60"),
             ({"kintree_table": np.full((2, 24), 23, np.uint32)}, "each joint after its parent"),
+            ({"v_template": np.array(1.0)}, r"'v_template' of shape \(vertices, 3\), found \(\)"),
+            ({"v_template": np.zeros((0, 3))}, r"'v_template' .* found \(0, 3\)"),
+            ({"v_template": np.full((60, 3), np.nan)}, "'v_template', found values that are inf"),
+            ({"J_regressor": np.full((24, 60), np.inf)}, "'J_regressor', found values that are"),
+            ({"weights": np.zeros((60, 24))}, "'weights' that sum to one .* from 0 to 0"),
+            ({"weights": np.full((60, 24), 0.05)}, "'weights' that sum to one .* from 1.2 to 1.2"),
         ],
     )
     def test_arrays_that_do_not_fit(self, tmp_path: Path, change: dict, message: str) -> None:
@@ -206,6 +215,29 @@ class TestRefused:
         write_model(path, smpl_arrays(VERTICES) | change)
         with pytest.raises(InputError, match=message):
             read_model_file(path, 24)
+
+    @pytest.mark.parametrize("shape", [(2**47, 60), (60, -1), (2**20, 2**20), (24.5, "a")])
+    def test_sparse_arrays_of_any_shape(self, tmp_path: Path, shape: tuple) -> None:
+        regressor = sparse.csc_matrix(smpl_arrays(VERTICES)["J_regressor"])
+        regressor._shape = shape
+        path = tmp_path / "SMPL_NEUTRAL.pkl"
+        path.write_bytes(pickle.dumps(smpl_arrays(VERTICES) | {"J_regressor": regressor}))
+        with pytest.raises(InputError, match=r"SMPL_NEUTRAL\.pkl: expected"):
+            read_model_file(path, 24)
+
+    def test_ragged_lists(self, tmp_path: Path) -> None:
+        path = tmp_path / "SMPL_NEUTRAL.pkl"
+        ragged = [[0.0, 0.0, 0.0], [0.0]]
+        path.write_bytes(pickle.dumps(smpl_arrays(VERTICES) | {"v_template": ragged}))
+        with pytest.raises(InputError, match="numbers as 'v_template', found type object"):
+            read_model_file(path, 24)
+
+    def test_types_that_numpy_lacks(self, tmp_path: Path) -> None:
+        arrays = smpl_arrays(VERTICES)
+        tensors = {key: torch.from_numpy(value).bfloat16() for key, value in arrays.items()}
+        save_file(tensors, tmp_path / "SMPL_NEUTRAL.safetensors")
+        with pytest.raises(InputError, match="expected a safetensors file of float32 arrays"):
+            read_model_file(tmp_path / "SMPL_NEUTRAL.safetensors", 24)
 
     def test_missing_arrays(self, tmp_path: Path) -> None:
         path = tmp_path / "SMPL_NEUTRAL.npz"

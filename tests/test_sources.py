@@ -67,8 +67,18 @@ def test_foreign_names_are_refused(in_folder):
     ):
         with pytest.raises(InputError, match=message):
             open_dataset(spec)
-    with pytest.raises(InputError, match="no data set 'synthetic-hand'"):
-        open_stored("synthetic-hand")
+    for spec, message in (
+        ("synthetic-hand", "'synthetic-hand' is rendered when it is read, it has no stored rows"),
+        (str(in_folder / "shards"), "shards' already holds shards, .* Name the data set that"),
+        ("synthetic-hnd", "no data set 'synthetic-hnd'. Data sets: PATH.yaml .*FOLDER$"),
+        (
+            str(in_folder),
+            "is a folder without shards.json. Its .yaml files: body.yaml, damaged.yaml. Name",
+        ),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            open_stored(spec)
+        assert "Did you mean" not in str(error.value)
 
 
 def test_check_goes_on_after_damage(in_folder):
@@ -77,10 +87,27 @@ def test_check_goes_on_after_damage(in_folder):
     assert (report.length, len(report.samples)) == (COUNT + 1, COUNT)
     ((index, problem),) = report.problems
     assert index == 1
-    assert "damaged.label.tsv', row 1" in problem
+    assert "damaged.img.tsv', row 1" in problem
     text = report.text("d")
     assert "2D 5/5 (24 joints), 3D 4/5, mesh 5/5 (pose of 72 numbers)" in text
     assert "problems   1 of 6" in text
+
+
+def test_check_counts_what_a_reader_warns_of(in_folder, tmp_path, capsys):
+    first, second, *_ = mesh_records("body", 2)
+    beside = MeshRecord("b", second.jpeg, dict(second.annotation) | {"center": [1e9, 0]})
+    path = write_mesh_tsv(tmp_path / "w", "beside", [first, beside])
+    report = check_dataset(open_dataset(str(path)), 2)
+    ((index, warning),) = report.warnings
+    assert index == 1
+    assert "beside.label.tsv', row 1" in warning
+    assert "warnings   1 of 2, first of sample 1: '" in report.text("d")
+    assert main(["data", "check", str(path)]) == 0
+    assert "warnings   1 of 2, first of sample 1: '" in capsys.readouterr().out
+    assert main(["data", "convert", str(path), str(tmp_path / "s")]) == 0
+    shards = check_dataset(open_dataset(str(tmp_path / "s")), 2)
+    assert [index for index, _ in shards.warnings] == [1]
+    assert "warnings" not in check_dataset(open_dataset(str(in_folder / "body.yaml")), 2).text("d")
 
 
 def test_check_spreads_over_the_set():
@@ -143,5 +170,6 @@ def test_convert_verb(in_folder, tmp_path, capsys):
     assert main([*words, "--shard-size", "2"]) == 0
     assert "5 samples in 3 shards" in capsys.readouterr().out
     assert len(list(MeshShards(tmp_path / "out"))) == COUNT
-    assert main(["data", "convert", "synthetic-hand", str(tmp_path / "o")]) == 2
-    assert not (tmp_path / "o").exists()
+    for name in ("synthetic-hand", str(in_folder / "shards"), "synthetic-keypoints"):
+        assert main(["data", "convert", name, str(tmp_path / "o")]) == 2
+        assert not (tmp_path / "o").exists()

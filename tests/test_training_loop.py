@@ -402,7 +402,8 @@ def start_pair(output, changes):
 
 
 def test_two_processes_share_the_batch_and_average(tmp_path):
-    pair = start_pair(tmp_path / "two", {"linear": True, "noise": 0.0, "batch_size": 4, "steps": 3})
+    changes = {"linear": True, "noise": 0.0, "batch_size": 4, "steps": 3}
+    pair = start_pair(tmp_path / "two", changes | {"device": "auto"})  # as a user starts it
     train(plane(tmp_path / "one", linear=True, noise=0.0, batch_size=8, steps=3))
     says = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], says

@@ -164,6 +164,24 @@ def test_small_networks_run_forward_and_backward(name, mesh, meshes):
 
 
 @pytest.mark.parametrize(
+    ("name", "field", "found"),
+    [
+        ("metro-hand-r50", "camera_tokens", "'vertices' or 'joints\\+vertices'"),
+        ("metro-hand-r50", "image_feature", "'cells' or 'pooled'"),
+        ("graphormer-hand-w40", "camera_tokens", "'vertices' or 'joints\\+vertices'"),
+        ("graphormer-handpose-w40", "adjacency", "'normalised' or 'raw'"),
+    ],
+)
+def test_words_of_a_configuration_are_checked(name, field, found):
+    with pytest.raises(InputError, match=f"{field}: expected {found}, found 'foo'"):
+        build_variant(name, **{field: "foo"})
+    record = describe_variant(name)
+    record["config"][field] = ["foo"]
+    with pytest.raises(InputError, match=f"{field}: expected {found}"):
+        build_network(record, None)
+
+
+@pytest.mark.parametrize(
     "name", ["metro-body-w40", "graphormer-hand-w40", "graphormer-handpose-w40"]
 )
 def test_the_record_builds_the_same_network(name):

@@ -58,7 +58,9 @@ def test_samples_are_those_of_the_tsv(path, folder, options):
 
 def test_rows_are_kept_whole(path, folder):
     dataset = MeshTsvDataset(path)
-    for index, record in MeshShards(folder).records():
+    rows = list(MeshShards(folder).records())
+    assert [index for index, _ in rows] == list(range(COUNT))
+    for index, record in rows:
         stored = dataset.read(index)
         assert (record.key, record.jpeg) == (stored.key, stored.jpeg)
         assert record.annotation == stored.annotation
@@ -75,7 +77,9 @@ def test_freihand_converts_with_its_vertices(tmp_path):
     write_freihand(tmp_path / "f", 2, 1)
     dataset = FreiHandDataset(tmp_path / "f", cache=tmp_path / "cache")
     write_shards(dataset, tmp_path / "s", source="f")
-    for index, sample in enumerate(MeshShards(tmp_path / "s")):
+    samples = list(MeshShards(tmp_path / "s"))
+    assert len(samples) == 2
+    for index, sample in enumerate(samples):
         assert_same(sample, dataset[index])
         assert len(sample["vertices"]) == 778
 
@@ -139,6 +143,8 @@ def test_folders_of_others_are_refused(path, copied, tmp_path):
         write_shards(dataset, tmp_path / "x", source="b.yaml")
     with pytest.raises(InputError, match="shard_size: expected a positive"):
         write_shards(dataset, tmp_path / "y", source="b.yaml", shard_size=0)
+    with pytest.raises(InputError, match=r"letter.txt' is a file, expected a folder"):
+        write_shards(dataset, tmp_path / "x" / "letter.txt", source="b.yaml")
 
 
 def test_damage_is_named(copied, tmp_path):
@@ -155,6 +161,35 @@ def test_damage_is_named(copied, tmp_path):
         MeshShards(copied)
     with pytest.raises(InputError, match="There is no file"):
         MeshShards(tmp_path)
+    with pytest.raises(InputError, match="There is no file"):
+        MeshShards(copied / "shards.json")  # no folder
+
+
+@pytest.mark.parametrize(
+    ("entry", "value"),
+    [
+        ("kind", None),
+        ("kind", "foot"),
+        ("kind", ["body"]),
+        ("samples", None),
+        ("samples", "seven"),
+        ("samples", -1),
+        ("shards", None),
+        ("shards", [1, 2, 3]),
+        ("shards", ["../a.tar", "b.tar", "c.tar"]),
+        ("bytes", None),
+        ("bytes", [1, 2]),
+        ("bytes", "abc"),
+    ],
+)
+def test_damaged_lists_of_shards_are_named(copied, entry, value):
+    manifest = json.loads((copied / "shards.json").read_text())
+    manifest = {k: v for k, v in manifest.items() if k != entry}
+    (copied / "shards.json").write_text(
+        json.dumps(manifest if value is None else manifest | {entry: value})
+    )
+    with pytest.raises(InputError, match=rf"shards.json': '{entry}': expected .* found"):
+        MeshShards(copied)
 
 
 def resize_in_manifest(folder, name):
@@ -171,6 +206,32 @@ def test_sample_without_a_label_is_named(copied):
         archive.add(picture, picture.name)
     resize_in_manifest(copied, "shard-000001.tar")
     with pytest.raises(InputError, match=r"shard-000001.tar', sample 000000003: expected a pict"):
+        list(MeshShards(copied))
+
+
+@pytest.mark.parametrize(
+    "label",
+    ['["a"]', '{"key": "a", "annotation": 5}', '{"key": 5, "annotation": {}}', "[" * 100_000],
+)
+def test_foreign_label_is_named(copied, label):
+    with tarfile.open(copied / "shard-000001.tar", "w") as archive:
+        for suffix, content in (("jpg", b"x"), ("json", label.encode())):
+            part = copied / f"000000003.{suffix}"
+            part.write_bytes(content)
+            archive.add(part, part.name)
+    resize_in_manifest(copied, "shard-000001.tar")
+    with pytest.raises(InputError, match=r"shard-000001.tar', sample 000000003: expected a pict"):
+        list(MeshShards(copied))
+
+
+def test_picture_that_is_there_twice_is_named(copied):
+    with tarfile.open(copied / "shard-000001.tar", "w") as archive:
+        picture = copied / "000000003.jpg"
+        picture.write_bytes(b"x")
+        archive.add(picture, picture.name)
+        archive.add(picture, picture.name)
+    resize_in_manifest(copied, "shard-000001.tar")
+    with pytest.raises(InputError, match=r"A shard is damaged: .*duplicate"):
         list(MeshShards(copied))
 
 

@@ -311,15 +311,17 @@ def _as_number(score: Score, mean: Tensor) -> float:
     return float(area_under(mean, auc_thresholds_mm(mean)) if score.kind == "auc" else mean)
 
 
-_HUMAN36M_KEY = re.compile(r"(?:^|[/\\])S(\d+)_[^/\\]*\.(\d{8})_(\d+)(?:\.\w+)?$")
+# the greedy start takes the last folder or file name ("valid.hw.tsv_") that may precede the name
+_HUMAN36M_KEY = re.compile(r"^(?:.*(?:[/\\]|\.tsv_))?S(\d+)_[^/\\]*\.(\d{8})_(\d+)(?:\.\w+)?$")
 
 
 def human36m_p2_rows(keys: Sequence[str]) -> list[int] | None:
     """Rows of Human3.6M that belong to protocol 2: S9 and S11, frontal camera, every fifth frame.
 
     Args:
-        keys: Names such as ``S9_Directions_1.60457274_000001.jpg``, with or without folders;
-            frames are counted from 1, and 1, 6, 11, ... belong.
+        keys: Names such as ``S9_Directions_1.60457274_000001.jpg``, with or without folders or
+            the ``X.tsv_`` that composite sets put before them; frames are counted from 1, and 1,
+            6, 11, ... belong.
 
     Returns:
         Positions of the keys that belong; None if no key has this form, so that nothing can be

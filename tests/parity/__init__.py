@@ -109,7 +109,7 @@ def compare(
         count += 1
         difference, scale = _difference(ours[key], golden[key])
         limit = allowed.absolute + allowed.relative * scale
-        if difference > limit:
+        if not difference <= limit:  # neither may be NaN
             failures.append(f"{key}: differs by {difference:.3g}, allowed {limit:.3g} ({allowed})")
         absolute, relative = max(absolute, difference), max(relative, difference / (scale or 1.0))
         part = difference / limit if limit else difference
@@ -142,4 +142,6 @@ def _difference(ours: object, golden: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     expected = golden.astype(np.float64)
     difference = np.abs(value.astype(np.float64) - expected).max()
-    return float("inf" if np.isnan(difference) else difference), float(np.abs(expected).max())
+    if not np.isfinite(difference):
+        return float("inf"), 1.0
+    return float(difference), float(np.abs(expected).max())

@@ -30,8 +30,6 @@ from kinemesh.data.keypoint_dataset import (
     KeypointDataset,
     KeypointOptions,
     KeypointRecord,
-    make_keypoint_sample,
-    read_picture,
 )
 from kinemesh.data.mpii import MpiiKeypoints
 from kinemesh.models.imagenet import IMAGENET_MEAN, IMAGENET_STD
@@ -71,7 +69,6 @@ _KINDS = (
     ("target_weight", None),
     ("target", "target"),
 )
-_INPUTS = "an input"
 
 
 def compare(golden_folder: Path, salt: str = "") -> list[Comparison]:
@@ -167,22 +164,14 @@ def _compare_augmentation(files: _Files, golden: Golden) -> Comparison:
     theirs = _taken(golden, "aug/")
     dataset = files.labelled(train=True)
     ours: dict[str, object] = {}
-    skipped = {"count": "the number of the cases"}
-    for case in range(int(theirs["count"])):
-        names = ("record", "seed", "flipped", "scale_multiplier", "rotation_deg")
-        record, _, flip, scale, rotation = (theirs[f"{case}/{name}"] for name in names)
-        skipped |= {f"{case}/{name}": _INPUTS for name in names}
+    names = ("record", "seed", "flipped", "scale_multiplier", "rotation_deg")  # what was drawn
+    for case in range(int(theirs.pop("count"))):
+        record, _, flip, scale, rotation = (theirs.pop(f"{case}/{name}") for name in names)
         variation = KeypointVariation(None, float(scale), float(rotation), bool(flip))
         ours |= _varied(dataset, int(record), variation, case)
-        size = np.array(dataset.options.size)
-        ours[f"{case}/joints"] = np.concatenate(
-            [
-                np.asarray(ours[f"{case}/target"]) * size,
-                theirs[f"{case}/joints"][:, 2:],  # the third coordinate is not used
-            ],
-            axis=1,
-        )
-    return _compare(f"{FILE}/aug", ours, theirs, skipped)
+        joints = np.asarray(ours[f"{case}/target"]) * np.array(dataset.options.size)
+        ours[f"{case}/joints"] = np.pad(joints, ((0, 0), (0, 1)))  # a third axis, not used
+    return _compare(f"{FILE}/aug", ours, theirs)
 
 
 def _varied(
@@ -203,13 +192,11 @@ def _compare_halves(files: _Files, golden: Golden) -> Comparison:
     theirs = _taken(golden, "half/")
     dataset = files.labelled()
     ours: dict[str, object] = {}
-    skipped = {}
     for key in [key for key in theirs if key.endswith("/randn")]:
-        case, draw = key.removesuffix("/randn"), float(theirs[key])
-        skipped[key] = _INPUTS
+        case, draw = key.removesuffix("/randn"), float(theirs.pop(key))
         placement = _half(dataset.records[int(case.split("/")[0])], dataset.skeleton, draw)
         ours |= {f"{case}/center": placement[0], f"{case}/scale": placement[1]}
-    return _compare(f"{FILE}/half", ours, theirs, skipped)
+    return _compare(f"{FILE}/half", ours, theirs)
 
 
 def _half(record: KeypointRecord, skeleton: Skeleton, draw: float) -> tuple[NDArray, NDArray]:
@@ -222,21 +209,21 @@ def _half(record: KeypointRecord, skeleton: Skeleton, draw: float) -> tuple[NDAr
 def _compare_affine(golden: Golden) -> Comparison:
     theirs = _taken(golden, "affine/")
     forward, back, points = [], [], []
-    for x, y, *scale, rotation, width, height in theirs["params_cx_cy_sx_sy_rot_w_h"].tolist():
+    on_crop = theirs.pop("pts")
+    for row in theirs.pop("params_cx_cy_sx_sy_rot_w_h").tolist():
+        x, y, *scale, rotation, width, height = row
         case = (np.array([x, y]), np.array(scale), (int(width), int(height)))
         forward.append(crop_affine(*case, rotation))
         back.append(crop_affine_inverse(*case, rotation))
-        points.append(map_points(crop_affine_inverse(*case), theirs["pts"]))
+        points.append(map_points(crop_affine_inverse(*case), on_crop))
     ours = {"trans": np.stack(forward), "trans_inv": np.stack(back), "pts_to_image": points}
-    skipped = {"params_cx_cy_sx_sy_rot_w_h": _INPUTS, "pts": _INPUTS}
-    return _compare(f"{FILE}/affine", ours, theirs, skipped)
+    return _compare(f"{FILE}/affine", ours, theirs)
 
 
 def _compare_mpii(files: _Files, golden: Golden) -> Comparison:
     plain, varied = _taken(golden, "mpii/"), _taken(golden, "mpii_aug/")
     dataset = MpiiKeypoints(files.mpii, files.images, options=KeypointOptions(size=MPII_SIZE))
     ours: dict[str, object] = {}
-    skipped = {}
     for index in range(len(dataset)):
         sample = dataset[index]
         fields = {name: sample[name] for name in ("center", "scale", "target")}
@@ -244,13 +231,12 @@ def _compare_mpii(files: _Files, golden: Golden) -> Comparison:
         ours |= {f"{index}/{name}": value for name, value in fields.items()}
         # the drawn factor is not stored, but follows from the scale
         factor = float(varied[f"{index}/scale"][0] / sample["scale"][0])
-        rotation = float(varied[f"{index}/rotation_deg"])
-        variation = KeypointVariation(None, factor, rotation, bool(varied[f"{index}/flipped"]))
-        skipped |= {f"aug/{index}/{name}": _INPUTS for name in ("rotation_deg", "flipped")}
+        rotation = float(varied.pop(f"{index}/rotation_deg"))
+        variation = KeypointVariation(None, factor, rotation, bool(varied.pop(f"{index}/flipped")))
         for key, value in _varied(dataset, index, variation, index).items():
             ours[f"aug/{key}"] = value
     theirs = plain | {f"aug/{key}": value for key, value in varied.items()}
-    return _compare(f"{FILE}/mpii", ours, theirs, skipped)
+    return _compare(f"{FILE}/mpii", ours, theirs)
 
 
 def _pixels(image: NDArray[np.float32]) -> dict[str, object]:
@@ -271,9 +257,7 @@ def _unnormalised(image: NDArray[np.float32]) -> Picture:
     return picture
 
 
-def _compare(
-    name: str, ours: Mapping[str, object], golden: Golden, skipped: dict[str, str] | None = None
-) -> Comparison:
+def _compare(name: str, ours: Mapping[str, object], golden: Golden) -> Comparison:
     """Hold values to the tolerance of their kind, and pictures to the mean difference as well."""
     ours, golden = dict(ours), dict(golden)
     pictures: dict[str, list[NDArray]] = {}
@@ -286,7 +270,7 @@ def _compare(
         ours[f"{place}/u8_mean_difference"] = np.concatenate(differences).mean()
         golden[f"{place}/u8_mean_difference"] = np.array(0.0)
     special = {key: _tolerance(key.rpartition("/")[2]) for key in golden}
-    return parity.compare(name, ours, golden, EXACT, special, skipped)
+    return parity.compare(name, ours, golden, EXACT, special)
 
 
 def _tolerance(name: str) -> Tolerance:

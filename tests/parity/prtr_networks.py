@@ -33,7 +33,8 @@ from tests.seeded_weights import input_image
 
 FIRST_VALUES = 32  # of each tapped tensor
 MODULES = "np_modules"
-TAP = Tolerance(5e-5, 2e-5)  # features are up to thousands
+TAP = Tolerance(5e-5, 1e-5)  # features are up to thousands
+PRE_NORM = Tolerance(1e-4)  # the official code itself is 5e-5 off its own values in float64
 LOGITS, COORDS = Tolerance(5e-5), Tolerance(1e-5)
 SEQUENTIAL_LOGITS, SEQUENTIAL_COORDS = Tolerance(1e-4), Tolerance(2e-5)
 ABOUT_ALL_PERSONS = dict.fromkeys(
@@ -90,7 +91,7 @@ def build_network(config: Mapping[str, Any]) -> Network:
     with torch.device("meta"):
         network = _build(config)
     if isinstance(network, SequentialPrtr):
-        network._register_constants()  # these are computed, not loaded
+        network.register_constants()  # these are computed, not loaded
     return network.eval()
 
 
@@ -195,7 +196,7 @@ class PrtrNetworks:
         golden = case.golden()
         ours = self.values(case, golden, recorded_persons_only)
         if case.name == MODULES:
-            return parity.compare(case.name, ours, golden, LOGITS)
+            return parity.compare(case.name, ours, golden, LOGITS, {"transformer_pre": PRE_NORM})
         counts = ("num_parameters", "num_trainable_parameters")
         golden |= {key: np.array(case.config[key]) for key in counts if key in case.config}
         # A tap or count that nobody recorded is no mistake; an output is.
@@ -253,7 +254,6 @@ class Recorder:
         self._network = network
         self._handles: list[Any] = []
         self.outputs: dict[str, list[Any]] = {}
-        self.inputs: dict[str, Any] = {}
 
     def __enter__(self) -> "Recorder":
         for name, module in self._network.named_modules():
@@ -266,9 +266,8 @@ class Recorder:
             handle.remove()
 
     def _hook(self, name: str) -> Any:
-        def record(_module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        def record(_module: nn.Module, _inputs: object, output: Any) -> None:
             self.outputs.setdefault(name, []).append(output)
-            self.inputs[name] = inputs
 
         return record
 
@@ -398,7 +397,7 @@ def sequential_arrays(
     taps |= transformer_taps(recorder, "transformer", "det.")
     taps["boxes"] = output.boxes.flatten(0, 1)
     coords, logits = output.keypoint_coords, output.keypoint_logits
-    cells, position = recorder.inputs["transformer_kpt"]
+    cells, position = recorder["transformer_kpt.input_proj"], network.crop_position()
     shown_boxes = output.boxes[:, :1]
     if not recorded_persons_only:
         arrays |= {

@@ -3,7 +3,12 @@
 from kinemesh.bodies.asset_report import inspect_assets
 from kinemesh.bodies.assets import asset_path, load_rig, load_topology
 from kinemesh.bodies.mano import ManoModel
-from kinemesh.bodies.official_assets import load_body_model, mano_topology, smpl_topology
+from kinemesh.bodies.official_assets import (
+    load_body_model,
+    mano_topology,
+    metro24_regressor,
+    smpl_topology,
+)
 from kinemesh.bodies.rig import Posed, Rig
 from kinemesh.bodies.skinning import BodyMesh
 from kinemesh.bodies.smpl import SmplModel
@@ -23,5 +28,6 @@ __all__ = [
     "load_rig",
     "load_topology",
     "mano_topology",
+    "metro24_regressor",
     "smpl_topology",
 ]

@@ -60,10 +60,11 @@ def _adjacency(name: str, family: Family) -> AssetFile:
     return AssetFile(title, family, patterns, False, purpose, _REPOSITORY, compared=True)
 
 
+_GENDERED = "load_body_model(..., gender=...), to compare with gendered labels; nothing else"
 ASSET_FILES = {
     "smpl": _smpl_model("neutral", "neutral", "the body: template, labels, errors of meshes", True),
-    "smpl-male": _smpl_model("male", "m", "labels of data with male bodies, if asked for"),
-    "smpl-female": _smpl_model("female", "f", "labels of data with female bodies, if asked for"),
+    "smpl-male": _smpl_model("male", "m", _GENDERED),
+    "smpl-female": _smpl_model("female", "f", _GENDERED),
     "smpl-sampling": _data(
         "mesh_downsampling.npz", "smpl", "coarse levels of 1723 and 431 vertices", required=True
     ),
@@ -71,7 +72,9 @@ ASSET_FILES = {
         "J_regressor_h36m_correct.npy", "smpl", "joints from meshes, and the root", required=True
     ),
     "smpl-label-regressor": _data(
-        "J_regressor_extra.npy", "smpl", "making the 24 joints of training labels from meshes"
+        "J_regressor_extra.npy",
+        "smpl",
+        "metro24_regressor: the 24 joints of label files that you make of your own meshes",
     ),
     "smpl-adjacency": _adjacency("smpl_431", "smpl"),
     "smpl-coarse-faces": _data(

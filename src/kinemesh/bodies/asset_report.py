@@ -9,7 +9,7 @@ from typing import Any, Literal
 from kinemesh.bodies import mano, smpl
 from kinemesh.bodies.asset_files import ASSET_FILES, AssetFile, AssetFolder, Family
 from kinemesh.bodies.model_files import read_model_file
-from kinemesh.bodies.official_assets import mano_topology, smpl_topology
+from kinemesh.bodies.official_assets import LEVELS, mano_topology, smpl_topology
 from kinemesh.bodies.sampling import read_array, read_edges, read_sampling
 from kinemesh.errors import InputError
 
@@ -77,20 +77,20 @@ def _array(rows: int | None, columns: int | None, paths: tuple[Path, ...]) -> No
     read_array(paths[0], rows, columns)
 
 
-def _sampling(paths: tuple[Path, ...]) -> None:
-    read_sampling(paths[0])
+def _sampling(family: Family, paths: tuple[Path, ...]) -> None:
+    read_sampling(paths[0], LEVELS[family])
 
 
 _READERS: dict[str, Callable[[tuple[Path, ...]], Any]] = {
     "smpl": partial(_model, smpl.JOINTS),
     "smpl-male": partial(_model, smpl.JOINTS),
     "smpl-female": partial(_model, smpl.JOINTS),
-    "smpl-sampling": _sampling,
+    "smpl-sampling": partial(_sampling, "smpl"),
     "smpl-regressor": partial(_array, 17, None),
     "smpl-label-regressor": partial(_array, 14, None),
     "smpl-adjacency": read_edges,
     "smpl-coarse-faces": partial(_array, None, 3),
     "mano": partial(_model, mano.JOINTS),
-    "mano-sampling": _sampling,
+    "mano-sampling": partial(_sampling, "mano"),
     "mano-adjacency": read_edges,
 }

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kinemesh.bodies.model_files import ModelArrays, read_model_file
-from kinemesh.bodies.skinning import BodyMesh, Skinning, official_rotations, take
+from kinemesh.bodies.skinning import BodyMesh, BodyModel, check_pose, take
 from kinemesh.errors import InputError
 
 JOINTS, VERTICES = 16, 778
@@ -19,7 +19,7 @@ HAND21_ORDER = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 
 """Where each joint of HAND21 stands among the file's 16 joints followed by the five tips."""
 
 
-class ManoModel(nn.Module):
+class ManoModel(BodyModel):
     """MANO, right hand: pose and shape to a mesh of 778 vertices and 21 joints.
 
     Batched and differentiable, float32 unless the module is converted. No parameters, and nothing
@@ -42,7 +42,6 @@ class ManoModel(nn.Module):
         Raises:
             InputError: There is no mean hand pose, or the mesh does not have 778 vertices.
         """
-        super().__init__()
         if arrays.mean_pose is None:
             raise InputError("arrays: expected a hand with 'hands_mean', found none; is it MANO?")
         if len(arrays.template) != VERTICES:
@@ -52,8 +51,7 @@ class ManoModel(nn.Module):
             )
         tips = np.eye(VERTICES)[list(REGRESSOR_TIP_VERTICES)]
         rows = np.concatenate([arrays.joint_regressor, tips])
-        self.joint_regressor = rows[list(HAND21_ORDER)]
-        self.skinning = Skinning(arrays)
+        super().__init__(arrays, rows[list(HAND21_ORDER)])
         mean = torch.from_numpy(arrays.mean_pose).float()
         self.register_buffer("mean_pose_45", mean, persistent=False)
 
@@ -72,11 +70,6 @@ class ManoModel(nn.Module):
             )
         return cls(read_model_file(path, JOINTS))
 
-    @property
-    def faces(self) -> Tensor:
-        """(F, 3) int64 triangles, counter-clockwise seen from outside."""
-        return self.skinning.faces_F3
-
     def forward(self, pose_B48: Tensor, betas_B10: Tensor) -> BodyMesh:
         """Pose the hand.
 
@@ -93,13 +86,8 @@ class ManoModel(nn.Module):
         Raises:
             InputError: A shape does not fit.
         """
-        if pose_B48.shape[1:] != (3 * JOINTS,):
-            raise InputError(
-                f"pose_B48: expected shape (B, {3 * JOINTS}), found {tuple(pose_B48.shape)}; pass "
-                "axis-angle vectors of wrist and 15 joints, not principal components"
-            )
+        check_pose("pose_B48", pose_B48, JOINTS)
         full_B48 = torch.cat([pose_B48[:, :3], pose_B48[:, 3:] + self.mean_pose_45], dim=1)
-        rotations_BJ33 = official_rotations(full_B48.reshape(-1, JOINTS, 3))
-        vertices_BV3, joints_BJ3 = self.skinning(rotations_BJ33, betas_B10)
+        vertices_BV3, joints_BJ3 = self.posed(full_B48, betas_B10)
         with_tips = torch.cat([joints_BJ3, take(vertices_BV3, TIP_VERTICES)], dim=1)
         return BodyMesh(vertices_BV3, take(with_tips, HAND21_ORDER))

@@ -5,11 +5,11 @@ Legend of shapes: V vertices, F faces, J joints, S shape coefficients.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -20,6 +20,10 @@ SHAPES = 10  # coefficients that the published networks and labels use
 SUFFIXES = (".safetensors", ".npz", ".pkl")
 _KEYS = ("v_template", "f", "shapedirs", "posedirs", "weights", "J_regressor", "kintree_table")
 _OPTIONAL = ("hands_mean",)
+MOST_VALUES = 10**8
+"""Of a dense array; the largest of SMPL, its pose basis, has 4 million."""
+WEIGHT_SUM = 1e-3
+"""How far the skin weights of a vertex may be from a sum of one; float32 needs 1e-6."""
 
 Array = NDArray[np.float64]
 
@@ -56,7 +60,9 @@ def read_model_file(path: str | Path, joints: int) -> ModelArrays:
     coefficients the first ten are kept.
 
     Raises:
-        InputError: No such file, another type of file, or an array is missing or has another shape.
+        InputError: No such file, another type of file, or an array is missing, has another shape,
+            or holds what it cannot: infinite values, weights that do not sum to one, faces of
+            vertices that are not there.
     """
     path = Path(path)
     return _checked(_read(path), joints, path)
@@ -70,9 +76,10 @@ def _read(path: Path) -> Mapping[str, Any]:
     if path.suffix == ".safetensors":
         try:
             return safetensors.numpy.load_file(path)
-        except safetensors.SafetensorError as error:
+        except Exception as error:  # damaged, or of a type that NumPy lacks, such as bfloat16
             raise InputError(
-                f"{path}: expected a safetensors file, found: {error}; is the file complete?"
+                f"{path}: expected a safetensors file of float32 arrays, found: "
+                f"{error or type(error).__name__}; is the file complete?"
             ) from error
     if path.suffix != ".pkl":
         raise InputError(f"{path}: expected one of {', '.join(SUFFIXES)}, found '{path.suffix}'")
@@ -90,9 +97,14 @@ def _checked(held: Mapping[str, Any], joints: int, path: Path) -> ModelArrays:
             "use the file from the official site"
         )
     arrays = {key: _dense(held[key], key, path) for key in (*_KEYS, *_OPTIONAL) if key in held}
-    V = len(arrays["v_template"])
+    V = len(arrays["v_template"]) if arrays["v_template"].ndim else 0
+    if V == 0:
+        raise InputError(
+            f"{path}: expected 'v_template' of shape (vertices, 3), found "
+            f"{arrays['v_template'].shape}; the file is damaged"
+        )
     mean_pose = arrays.get("hands_mean")
-    shapes = arrays["shapedirs"].size // max(3 * V, 1)
+    shapes = arrays["shapedirs"].size // (3 * V)
     poses, faces = 9 * (joints - 1), arrays["f"].size // 3
     if shapes < SHAPES:
         raise InputError(f"{path}: expected {SHAPES} or more shapes in shapedirs, found {shapes}")
@@ -107,10 +119,10 @@ def _checked(held: Mapping[str, Any], joints: int, path: Path) -> ModelArrays:
 
     return ModelArrays(
         template=take("v_template", V, 3),
-        faces=_faces(take("f", faces, 3), V, path),
+        faces=checked_faces(take("f", faces, 3), V, path),
         shape_basis=take("shapedirs", V, 3, shapes)[..., :SHAPES],
         pose_basis=take("posedirs", V, 3, poses),
-        skin_weights=take("weights", V, joints),
+        skin_weights=_skin_weights(take("weights", V, joints), path),
         joint_regressor=take("J_regressor", joints, V),
         parents=_parents(take("kintree_table", 2, joints), path),
         mean_pose=None if mean_pose is None else take("hands_mean", 3 * (joints - 1)),
@@ -120,25 +132,55 @@ def _checked(held: Mapping[str, Any], joints: int, path: Path) -> ModelArrays:
 def _dense(value: Any, key: str, path: Path) -> NDArray[Any]:
     if isinstance(value, np.ndarray) and value.dtype == object and value.shape == ():
         value = value.item()
+    if isinstance(value, SparseMatrix) and prod(value.shape) <= MOST_VALUES:
+        value = value.toarray()
+    try:
+        array = np.asarray(value)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        found = _kind_of(value, array)
+    elif not np.isfinite(array).all():
+        found = "values that are infinite or not a number"
+    else:
+        return array
+    raise InputError(
+        f"{path}: expected an array of numbers as '{key}', found {found}; "
+        "use the file from the official site"
+    )
+
+
+def _kind_of(value: Any, array: NDArray[Any]) -> str:
+    if isinstance(value, Unreadable):
+        return value.origin
     if isinstance(value, SparseMatrix):
-        return value.toarray()
-    array = np.asarray(value)
-    if isinstance(value, Unreadable) or array.dtype.kind not in "biuf":
-        found = value.origin if isinstance(value, Unreadable) else f"type {array.dtype}"
-        raise InputError(
-            f"{path}: expected an array of numbers as '{key}', found {found}; "
-            "use the file from the official site"
-        )
-    return array
+        return f"a sparse matrix of shape {value.shape}"
+    return f"type {array.dtype}"
 
 
-def _faces(faces_F3: Array, vertices: int, path: Path) -> NDArray[np.int64]:
-    if faces_F3.size and not 0 <= faces_F3.min() <= faces_F3.max() < vertices:
+def checked_faces(faces_F3: NDArray[Any], vertices: int, path: Path) -> NDArray[np.int64]:
+    """Triangles (F, 3) int64 of a mesh.
+
+    Raises:
+        InputError: A number is no index of a vertex.
+    """
+    if faces_F3.size and not 0 <= faces_F3.min() <= faces_F3.max() < vertices:  # nor NaN
         raise InputError(
-            f"{path}: expected faces of vertices below {vertices}, found {faces_F3.max():.0f}; "
-            "the file is damaged"
+            f"{path}: expected faces of vertices from 0 to {vertices - 1}, found "
+            f"{faces_F3.min():.0f} to {faces_F3.max():.0f}; the file is damaged or belongs to "
+            "another mesh"
         )
     return faces_F3.astype(np.int64)
+
+
+def _skin_weights(weights_VJ: Array, path: Path) -> Array:
+    sums_V = weights_VJ.sum(1)
+    if np.abs(sums_V - 1).max() > WEIGHT_SUM:
+        raise InputError(
+            f"{path}: expected 'weights' that sum to one for each vertex, found sums from "
+            f"{sums_V.min():.4g} to {sums_V.max():.4g}; the file is damaged"
+        )
+    return weights_VJ
 
 
 def _parents(table: Array, path: Path) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kinemesh.bodies.asset_files import AssetFolder, Family
 from kinemesh.bodies.mano import ManoModel
+from kinemesh.bodies.model_files import checked_faces
 from kinemesh.bodies.sampling import (
     MeshSampling,
     padded_rows,
@@ -48,7 +49,8 @@ def load_body_model(
     Args:
         folder: Searched with its sub-folders for the official file names.
         family: ``"smpl"`` or ``"mano"``, a right hand.
-        gender: Which SMPL; published networks and errors use the neutral one throughout.
+        gender: Which SMPL. Published networks, labels and errors use the neutral one throughout,
+            and so does all of this library; the others are for comparing with gendered labels.
 
     Raises:
         InputError: The file is missing or damaged; the message says where it can be had.
@@ -110,18 +112,9 @@ def smpl_topology_of(
     index, weight = padded_rows(regressor_JV)
     joints_J3 = regress(vertices_V3[None], index, weight)[0]
     pelvis_13 = joints_J3[:1]
-    return Topology(
-        name="smpl",
-        kind="body",
-        template=vertices_V3 - pelvis_13,
-        faces=faces_F3,
-        levels=sampling.levels(LEVELS["smpl"]),
-        regressor_index=index,
-        regressor_weight=weight,
-        skeleton=H36M17,
-        token_joints=J14_IN_H36M17,
-        token_template=joints_J3[list(J14_IN_H36M17)] - pelvis_13,
-    )
+    plain = _topology("smpl", vertices_V3 - pelvis_13, faces_F3, sampling, regressor_JV)
+    tokens_J3 = joints_J3[list(J14_IN_H36M17)] - pelvis_13
+    return replace(plain, token_joints=J14_IN_H36M17, token_template=tokens_J3)
 
 
 def mano_topology_of(
@@ -136,23 +129,35 @@ def mano_topology_of(
     The joints, which come from the hand's bones, are the template places of the tokens; the
     regressor's are slightly others (`ManoModel.joint_regressor`).
     """
-    index, weight = padded_rows(regressor_JV)
     wrist_13 = joints_J3[:1]
+    plain = _topology("mano", vertices_V3 - wrist_13, faces_F3, sampling, regressor_JV)
+    return replace(plain, token_template=joints_J3 - wrist_13)
+
+
+def _topology(
+    name: Family,
+    template_V3: Tensor,
+    faces_F3: Tensor,
+    sampling: MeshSampling,
+    regressor_JV: NDArray[np.float64],
+) -> Topology:
+    index, weight = padded_rows(regressor_JV)
     return Topology(
-        name="mano",
-        kind="hand",
-        template=vertices_V3 - wrist_13,
+        name=name,
+        kind="body" if name == "smpl" else "hand",
+        template=template_V3,
         faces=faces_F3,
-        levels=sampling.levels(LEVELS["mano"]),
+        levels=sampling.levels(LEVELS[name]),
         regressor_index=index,
         regressor_weight=weight,
-        skeleton=HAND21,
-        token_template=joints_J3 - wrist_13,
+        skeleton=H36M17 if name == "smpl" else HAND21,
     )
 
 
 def metro24_regressor(folder: str | Path) -> NDArray[np.float64]:
-    """(24, V) regressor of the METRO24 joints, by which training labels are made from SMPL meshes.
+    """(24, V) regressor of the METRO24 joints, to label SMPL meshes of your own for training.
+
+    Published label files hold these joints already; nothing in this library makes them again.
 
     Raises:
         InputError: A file is missing, damaged, or belongs to another mesh.
@@ -167,7 +172,7 @@ def metro24_regressor(folder: str | Path) -> NDArray[np.float64]:
 def _sampling(files: AssetFolder, family: Family, vertices: int) -> MeshSampling:
     """The sampling of a mesh, compared with the other files that speak of it."""
     path = files.require(f"{family}-sampling")
-    sampling = read_sampling(path)
+    sampling = read_sampling(path, LEVELS[family])
     if sampling.vertices != vertices:
         raise InputError(
             f"{path}: expected a mesh of {vertices} vertices, as the model file has, found "
@@ -190,5 +195,5 @@ def _with_coarse_faces(sampling: MeshSampling, files: AssetFolder) -> MeshSampli
     paths = files.get("smpl-coarse-faces")
     if len(sampling.faces[2]) or paths is None:
         return sampling
-    faces_F3 = torch.from_numpy(read_array(paths[0], columns=3)).long()
-    return replace(sampling, faces=(*sampling.faces[:2], faces_F3))
+    faces_F3 = checked_faces(read_array(paths[0], columns=3), len(sampling.kept[1]), paths[0])
+    return replace(sampling, faces=(*sampling.faces[:2], torch.from_numpy(faces_F3)))

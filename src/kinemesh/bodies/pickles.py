@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from kinemesh.errors import InputError
 
 _DTYPE_CODE = re.compile(r"[biuf][1248]|[SU]\d+|O8?")
+MOST_ROWS = 2**20
+"""Rows or columns of a sparse matrix; the largest published mesh has 6890 vertices."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,12 @@ def load_npz(path: str | Path, names: tuple[str, ...] | None = None) -> dict[str
             held = [name.removesuffix(".npy") for name in archive.namelist()]
             wanted = [name for name in held if names is None or name in names]
             return {name: _read_npy(archive.read(f"{name}.npy"), path) for name in wanted}
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive may end in an error of any type
         raise InputError(
-            f"{path}: expected an .npz file, found: {error}; is the file complete?"
+            f"{path}: expected an .npz file, found: {error or type(error).__name__}; is the file "
+            "complete?"
         ) from error
 
 
@@ -305,8 +308,12 @@ class _Sparse(metaclass=_Sealed):
     def plain(self, plain: Callable[[Any], Any]) -> SparseMatrix:
         """The matrix, checked."""
         rows, columns = (int(size) for size in self.state["_shape"])
+        if not (0 < rows <= MOST_ROWS and 0 < columns <= MOST_ROWS):
+            raise ValueError(f"a sparse matrix has the shape {(rows, columns)}")
         row, column = self._places(plain)
         value = np.asarray(plain(self.state["data"]))
+        if value.dtype.kind not in "biuf":
+            raise ValueError(f"a sparse matrix holds values of type {value.dtype}")
         for name, index, size in (("row", row, rows), ("column", column, columns)):
             if index.shape != value.shape or (index.size and not 0 <= index.min() <= index.max()):
                 raise ValueError(
@@ -320,7 +327,10 @@ class _Sparse(metaclass=_Sealed):
         start, inner = (
             np.asarray(plain(self.state[key])).astype(np.int64) for key in ("indptr", "indices")
         )
-        outer = np.repeat(np.arange(len(start) - 1), start[1:] - start[:-1])
+        counts = start[1:] - start[:-1]
+        if start.ndim != 1 or not len(counts) or counts.min() < 0 or counts.sum() != inner.size:
+            raise ValueError(f"a sparse matrix has {inner.size} entries and others in its index")
+        outer = np.repeat(np.arange(len(counts)), counts)
         return (outer, inner) if self.by_rows else (inner, outer)
 
 

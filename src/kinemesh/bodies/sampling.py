@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kinemesh.bodies.model_files import checked_faces
 from kinemesh.bodies.pickles import SparseMatrix, load_npz
 from kinemesh.bodies.topology import CoarseLevel
 from kinemesh.errors import InputError
@@ -63,11 +64,16 @@ class MeshSampling:
         return tuple(levels)
 
 
-def read_sampling(path: str | Path) -> MeshSampling:
+def read_sampling(path: str | Path, levels: int = 1) -> MeshSampling:
     """Read ``mesh_downsampling.npz`` or ``mano_downsampling.npz``, without running its pickles.
 
+    Args:
+        path: The file.
+        levels: How many coarse levels it must have at least.
+
     Raises:
-        InputError: The file is damaged, lacks A, U or D, or a map down is not a plain selection.
+        InputError: The file is damaged, lacks A, U or D, has fewer levels, or a map down is not a
+            plain selection.
     """
     path = Path(path)
     held = load_npz(path, ("A", "U", "D", "F"))
@@ -84,21 +90,48 @@ def read_sampling(path: str | Path) -> MeshSampling:
             f"{path}: expected one more matrix in A than in U and D, found {len(adjacency)}, "
             f"{len(up)} and {steps}; the file is damaged"
         )
-    for step in range(steps):
-        fine, coarse = adjacency[step].shape[0], adjacency[step + 1].shape[0]
-        if down[step].shape != (coarse, fine) or up[step].shape != (fine, coarse):
-            raise InputError(
-                f"{path}: expected D[{step}] of shape {(coarse, fine)} and U[{step}] transposed, "
-                f"found {down[step].shape} and {up[step].shape}; the file is damaged"
-            )
+    if steps < levels:
+        raise InputError(
+            f"{path}: expected {levels} or more coarse levels, found {steps}; use the file from "
+            "the Mesh Graphormer repository"
+        )
+    _check_shapes(adjacency, up, down, path)
     rows = [padded_rows(matrix) for matrix in up]
     return MeshSampling(
         kept=tuple(_selection(matrix, path) for matrix in down),
         up_index=tuple(index for index, _ in rows),
         up_weight=tuple(weight for _, weight in rows),
         edges=tuple(_edges(matrix.row, matrix.column) for matrix in adjacency),
-        faces=tuple(_faces(held.get("F"), level) for level in range(steps + 1)),
+        faces=tuple(
+            _faces(held.get("F"), level, matrix.shape[0], path)
+            for level, matrix in enumerate(adjacency)
+        ),
     )
+
+
+def _check_shapes(
+    adjacency: list[SparseMatrix], up: list[SparseMatrix], down: list[SparseMatrix], path: Path
+) -> None:
+    """That the matrices fit each other, and that those of weights hold numbers."""
+    for level, matrix in enumerate(adjacency):
+        if matrix.shape[0] != matrix.shape[1]:
+            raise InputError(
+                f"{path}: expected A[{level}] to be square, found {matrix.shape}; the file is "
+                "damaged"
+            )
+    for step, weights in enumerate(up):
+        if not np.isfinite(weights.value).all():
+            raise InputError(
+                f"{path}: expected numbers in U[{step}], found values that are infinite or not a "
+                "number; the file is damaged"
+            )
+    for step in range(len(down)):
+        fine, coarse = adjacency[step].shape[0], adjacency[step + 1].shape[0]
+        if down[step].shape != (coarse, fine) or up[step].shape != (fine, coarse):
+            raise InputError(
+                f"{path}: expected D[{step}] of shape {(coarse, fine)} and U[{step}] transposed, "
+                f"found {down[step].shape} and {up[step].shape}; the file is damaged"
+            )
 
 
 def read_edges(paths: Sequence[Path]) -> Tensor:
@@ -110,16 +143,22 @@ def read_edges(paths: Sequence[Path]) -> Tensor:
     Raises:
         InputError: A file is damaged or the three do not fit together.
     """
-    indices, size, values = (_load_tensor(path) for path in paths)
-    count = int(size[0])
-    fits = tuple(size) == (count, count) and indices.shape == (2, len(values))
-    if not fits or not 0 <= int(indices.min()) <= int(indices.max()) < count:
+    indices, size, values = (_load_whole_tensor(path) for path in paths)
+    fits = size.shape == (2,) and values.ndim == 1 and indices.shape == (2, len(values))
+    count = int(size[0]) if fits else 0
+    if not fits or size.tolist() != [count, count] or not _in_range(indices, count):
         raise InputError(
             f"{paths[0]}: expected indices (2, N) of a square matrix with N values, found shapes "
-            f"{tuple(indices.shape)}, {tuple(size)} and {tuple(values.shape)}; use the files from "
-            "the Mesh Graphormer repository"
+            f"{tuple(indices.shape)}, {size.tolist()} and {tuple(values.shape)}; use the files "
+            "from the Mesh Graphormer repository"
         )
     return _edges(*indices.numpy())
+
+
+def _in_range(indices: Tensor, count: int) -> bool:
+    if indices.is_floating_point() or not indices.numel():
+        return False
+    return 0 <= int(indices.min()) <= int(indices.max()) < count
 
 
 def read_array(
@@ -128,13 +167,15 @@ def read_array(
     """Read a two-dimensional .npy file of numbers, as float64; None stands for any size.
 
     Raises:
-        InputError: The file is damaged or has another shape.
+        InputError: The file is damaged, has another shape, or holds no finite numbers.
     """
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with Path(path).open("rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception as error:  # a damaged file may end in an error of any type
         raise InputError(
-            f"{path}: expected an array in a .npy file, found: {error}; is the file complete?"
+            f"{path}: expected an array in a .npy file, found: {error or type(error).__name__}; "
+            "is the file complete?"
         ) from error
     expected = (rows, columns)
     fits = array.ndim == 2 and all(
@@ -144,6 +185,11 @@ def read_array(
         raise InputError(
             f"{path}: expected numbers of shape ({rows or 'any'}, {columns or 'any'}), found "
             f"{array.dtype} of shape {array.shape}; does the file belong to this model?"
+        )
+    if not np.isfinite(array).all():
+        raise InputError(
+            f"{path}: expected numbers, found values that are infinite or not a number; the file "
+            "is damaged"
         )
     return np.asarray(array, dtype=np.float64)
 
@@ -189,16 +235,35 @@ def _edges(row: NDArray[np.int64], column: NDArray[np.int64]) -> Tensor:
     return torch.from_numpy(np.unique(pairs[row != column], axis=0).astype(np.int64))
 
 
-def _faces(held: NDArray[Any] | None, level: int) -> Tensor:
-    if held is None or level >= len(held):
+def _faces(held: NDArray[Any] | None, level: int, vertices: int, path: Path) -> Tensor:
+    if held is None or (held.ndim and level >= len(held)):
         return NO_FACES
-    return torch.from_numpy(np.asarray(held[level]).astype(np.int64).reshape(-1, 3))
-
-
-def _load_tensor(path: Path) -> Any:
+    entry = held[level] if held.ndim else held.item()
     try:
-        return torch.load(path, weights_only=True)
+        faces_F3 = np.asarray(entry)
+    except ValueError:  # lists of different lengths
+        faces_F3 = np.array(None)
+    if faces_F3.dtype.kind not in "iu" or faces_F3.ndim != 2 or faces_F3.shape[1] != 3:
+        raise InputError(
+            f"{path}: expected the triangles (F, 3) of each level in 'F', found "
+            f"{faces_F3.dtype} of shape {faces_F3.shape}; the file is damaged"
+        )
+    return torch.from_numpy(checked_faces(faces_F3, vertices, path))
+
+
+def _load_whole_tensor(path: Path) -> Tensor:
+    """A tensor, or a size as one."""
+    try:
+        held = torch.load(path, weights_only=True)
     except Exception as error:  # a damaged file may end in an error of any type
         raise InputError(
             f"{path}: expected a tensor saved by PyTorch, found: {error}; download the file again"
         ) from error
+    if isinstance(held, torch.Size):
+        return torch.tensor(held)
+    if not isinstance(held, Tensor) or held.layout != torch.strided:
+        raise InputError(
+            f"{path}: expected a tensor saved by PyTorch, found {type(held).__name__}; use the "
+            "files from the Mesh Graphormer repository"
+        )
+    return held

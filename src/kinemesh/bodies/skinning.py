@@ -138,6 +138,40 @@ def _identity(like: Tensor) -> Tensor:
     return torch.eye(3, dtype=like.dtype, device=like.device)
 
 
+class BodyModel(nn.Module):
+    """What SMPL and MANO share: a skinned mesh, and joints as a linear map of its vertices.
+
+    Args:
+        arrays: Of the model file.
+        joint_regressor: (J, V) float64 joints from vertices, see the subclass.
+    """
+
+    def __init__(self, arrays: ModelArrays, joint_regressor: Array) -> None:
+        super().__init__()
+        self.joint_regressor = joint_regressor
+        self.skinning = Skinning(arrays)
+
+    @property
+    def faces(self) -> Tensor:
+        """(F, 3) int64 triangles, counter-clockwise seen from outside."""
+        return self.skinning.faces_F3
+
+    def posed(self, pose_BP: Tensor, betas_B10: Tensor) -> BodyMesh:
+        """The mesh and the joints of the file, from axis-angle vectors (B, 3 J) in radians."""
+        rotations_BJ33 = official_rotations(pose_BP.reshape(len(pose_BP), -1, 3))
+        mesh: BodyMesh = self.skinning(rotations_BJ33, betas_B10)
+        return mesh
+
+
+def check_pose(name: str, pose_BP: Tensor, joints: int) -> None:
+    """Raise an `InputError` unless a pose has three values for each joint."""
+    if pose_BP.shape[1:] != (3 * joints,):
+        raise InputError(
+            f"{name}: expected shape (B, {3 * joints}), found {tuple(pose_BP.shape)}; pass the "
+            f"axis-angle vectors of the {joints} joints in one row, not principal components"
+        )
+
+
 def tree_depths(parents: tuple[int, ...]) -> tuple[list[tuple[list[int], list[int]]], list[int]]:
     """Joints below the root by depth, and where each joint stands in that order.
 

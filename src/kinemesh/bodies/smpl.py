@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from kinemesh.bodies.model_files import ModelArrays, read_model_file
-from kinemesh.bodies.skinning import BodyMesh, Skinning, official_rotations
-from kinemesh.errors import InputError
+from kinemesh.bodies.skinning import BodyMesh, BodyModel, check_pose
 from kinemesh.skeletons import SMPL24
 
 JOINTS = len(SMPL24)
 
 
-class SmplModel(nn.Module):
+class SmplModel(BodyModel):
     """SMPL: pose and shape to a mesh of 6890 vertices and 24 joints.
 
     Axes of the file: x to the person's left, y up, z forward. Batched and differentiable, float32
@@ -23,19 +22,12 @@ class SmplModel(nn.Module):
     """
 
     def __init__(self, arrays: ModelArrays) -> None:
-        super().__init__()
-        self.joint_regressor = arrays.joint_regressor
-        self.skinning = Skinning(arrays)
+        super().__init__(arrays, arrays.joint_regressor)
 
     @classmethod
     def load(cls, path: str | Path) -> "SmplModel":
         """Read a .pkl, .npz or .safetensors model file; `read_model_file` says how it fails."""
         return cls(read_model_file(path, JOINTS))
-
-    @property
-    def faces(self) -> Tensor:
-        """(F, 3) int64 triangles, counter-clockwise seen from outside."""
-        return self.skinning.faces_F3
 
     def forward(self, pose_B72: Tensor, betas_B10: Tensor) -> BodyMesh:
         """Pose the body.
@@ -51,11 +43,5 @@ class SmplModel(nn.Module):
         Raises:
             InputError: A shape does not fit.
         """
-        if pose_B72.shape[1:] != (3 * JOINTS,):
-            raise InputError(
-                f"pose_B72: expected shape (B, {3 * JOINTS}), found {tuple(pose_B72.shape)}; "
-                "flatten the axis-angle vectors of the 24 joints"
-            )
-        rotations_BJ33 = official_rotations(pose_B72.reshape(-1, JOINTS, 3))
-        posed: BodyMesh = self.skinning(rotations_BJ33, betas_B10)
-        return posed
+        check_pose("pose_B72", pose_B72, JOINTS)
+        return self.posed(pose_B72, betas_B10)

@@ -11,7 +11,10 @@ from kinemesh.errors import InputError
 if TYPE_CHECKING:
     from kinemesh.models.conversion import Conversion
 
-_FAMILIES = "metro-body|metro-hand|graphormer-body|graphormer-hand|hrnet-imagenet|resnet-imagenet"
+_FAMILIES = (
+    "metro-body|metro-hand|graphormer-body|graphormer-hand|hrnet-imagenet|resnet-imagenet|"
+    "prtr|prtr-deformable|prtr-sequential"
+)
 CONVERT_HELP = """Turn an official checkpoint into a weight file of kinemesh, or back.
 
 Only tensors are read; no code of the file is run. A whole pickled network (model.bin) is refused,
@@ -24,6 +27,8 @@ Examples:
       without a mesh; kinemesh predict then needs --assets
   kinemesh convert hrnetv2_w64_imagenet_pretrained.pth --family hrnet-imagenet
       a backbone to begin a training with
+  kinemesh convert model_best.pth --family prtr --size 512x384
+      a training checkpoint of PRTR, for crops 512 pixels high and 384 wide
   kinemesh convert trained.safetensors --official --out trained_state_dict.bin
       back to the tensors that the official code reads
 """
@@ -34,7 +39,8 @@ def convert(
     family: Annotated[str | None, shown_as(_FAMILIES)] = None,
     assets: Assets = None,
     out: Annotated[Path | None, shown_as("PATH")] = None,
-    heads: int = 4,
+    heads: Annotated[int | None, shown_as("NUMBER")] = None,
+    size: Annotated[str | None, shown_as("HEIGHTxWIDTH")] = None,
     official: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -47,29 +53,50 @@ def convert(
         assets: Folder with your SMPL or MANO files and the official sampling files; the mesh is
             stored in the new file.
         out: File to write; by default beside FILE, with another ending.
-        heads: Attention heads, which a checkpoint does not tell; 4 in all published ones.
+        heads: Attention heads, which a checkpoint does not tell; 4 in all published ones, 8 in
+            PRTR's.
+        size: Crop of a network of PRTR, which a checkpoint does not tell; 384x288 for COCO and
+            256x256 for MPII if left out.
         official: Convert back: write the tensors that the official code reads.
         overwrite: Replace a file of that name.
     """
-    from kinemesh.models.conversion import convert_checkpoint, export_official
+    from kinemesh.models.conversion import convert_checkpoint, export_official, note_on_sizes
 
     if official:
         if assets is not None:
             raise InputError("--assets is not used with --official; leave it out.")
         path, name, count = export_official(file, family, out=out, overwrite=overwrite)
         print(f"{path}: {count} tensors of the family {name}, those without influence as zeros.")
+        if note := note_on_sizes(file):
+            print(f"Note: {note}")
         return 0
     report = convert_checkpoint(
-        file, family, out=out, assets=assets, heads=heads, overwrite=overwrite
+        file,
+        family,
+        out=out,
+        assets=assets,
+        heads=heads,
+        size=None if size is None else _read_size(size),
+        overwrite=overwrite,
     )
     print("\n".join(_report(file, report)))
     return 0
 
 
+def _read_size(text: str) -> tuple[int, int]:
+    """Width and height of "512x384", which is height x width as in the names of published files."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and width.isdecimal()):
+        raise InputError(f"--size: expected HEIGHTxWIDTH such as 384x288, found {text!r}.")
+    return int(width), int(height)
+
+
 def _report(source: Path, done: "Conversion") -> list[str]:
     """What was taken, what was left out, and what to type next."""
     from kinemesh.models.checkpoints import FAMILIES
-    from kinemesh.models.conversion import LICENSE
+    from kinemesh.models.conversion import LICENSE, sizes_of
+    from kinemesh.models.graphormer import GraphormerConfig
+    from kinemesh.models.metro import MetroConfig
 
     found = done.converted
     values = sum(tensor.numel() for tensor in found.state.values())
@@ -79,16 +106,34 @@ def _report(source: Path, done: "Conversion") -> list[str]:
         f"  taken: {len(found.state)} tensors, {values:,} values, float32",
         f"  left out, without influence on any output: {len(found.dropped)} tensors",
     ]
+    if done.variant is None and isinstance(found.config, MetroConfig | GraphormerConfig):
+        sizes = sizes_of(found.config, found.backbone)
+        lines.append(f"  sizes, those of no registered network: {sizes}")
     if found.added:
-        lines.append(f"  counters that the file lacks, set to zero: {len(found.added)}")
+        lines.append(f"  counters and constants that the file lacks: {len(found.added)}")
     task = FAMILIES[found.family].task
-    if task is not None:
+    if task == "pose2d":
+        lines.append(f"  input: {_input(done)}")
+    elif task is not None:
         lines.append(f"  mesh: {_mesh(done)}")
     lines += [f"Written: {done.path}", LICENSE]
     if task is not None:
-        assets = "" if done.topology is not None else " --assets FOLDER"
+        assets = "" if done.topology is not None or task == "pose2d" else " --assets FOLDER"
         lines.append(f"Next: kinemesh predict photo.jpg --task {task} --model {done.path}{assets}")
     return lines
+
+
+def _input(done: "Conversion") -> str:
+    from kinemesh.models.registry import read_weights
+
+    _, record = read_weights(done.path)
+    width, height = record["resolution"]
+    if record["architecture"] == "prtr-sequential":
+        return f"whole images, {record['skeleton']}, channels {record['color_order'].upper()}"
+    return (
+        f"{height} x {width} pixels (height x width; --size says otherwise), "
+        f"{record['skeleton']}, channels {record['color_order'].upper()}"
+    )
 
 
 def _mesh(done: "Conversion") -> str:

@@ -24,6 +24,8 @@ Examples:
       from the side
   kinemesh data check freihand:FreiHAND_pub_v2 --train --out varied.png
       as training varies them
+  kinemesh data check coco:coco2017
+      people of val2017 in the crops that a 2D pose model sees
 """
 _CONVERT_HELP = """Convert a stored data set to WebDataset shards (needs the extra 'data').
 
@@ -79,26 +81,38 @@ def data_check(
 
     Args:
         name: synthetic-hand, synthetic-body, PATH.yaml of a TSV set, freihand:FOLDER,
-            freihand-evaluation:FOLDER, or a folder of shards.
+            freihand-evaluation:FOLDER, or a folder of shards. 2D keypoints: synthetic-keypoints,
+            synthetic-scenes, coco:FOLDER, coco-scenes:FOLDER, mpii:FOLDER; a file of labels can
+            stand in place of the folder.
         out: Picture to write, .png or .jpg; by default data_check.png.
         count: Number of samples, spread over the whole set.
         train: Vary them as training does.
         seed: Seed of the variation.
     """
     from kinemesh.data.check import check_dataset
+    from kinemesh.data.keypoint_sheet import draw_samples
+    from kinemesh.data.keypoint_sources import open_flat
     from kinemesh.data.sheet import tile_samples
     from kinemesh.data.sources import open_dataset
+    from kinemesh.data.synthetic.dataset import Split
 
     out = _picture_path(out, "data_check.png")
     if count < 1:
         raise InputError(f"--count must be positive, found {count}.")
-    dataset = open_dataset(name, split="train" if train else "test", seed=seed)
+    split: Split = "train" if train else "test"
+    flat = open_flat(name, split, seed)
+    dataset = open_dataset(name, split=split, seed=seed) if flat is None else flat
     report = check_dataset(dataset, count)
     if report.samples:
-        write_picture(out, tile_samples(report.samples, 2, side_view=True))
+        sheet = (
+            tile_samples(report.samples, 2, side_view=True)
+            if flat is None
+            else draw_samples(flat, report.samples)
+        )
+        write_picture(out, sheet)
     print(report.text(name))
     if report.samples:
-        print(f"picture    {out} (sample, labels, 3D joints from the side)")
+        print(f"picture    {out} (sample, labels{', 3D joints from the side' * (flat is None)})")
     if report.problems:
         index, problem = report.problems[0]
         raise InputError(f"sample {index}: {problem}")

@@ -22,6 +22,9 @@ Examples:
       --submission pred.zip
   kinemesh eval pred.zip freihand-evaluation:FreiHAND
       score a submission as the benchmark does
+  kinemesh eval prtr.safetensors coco:COCO --boxes detections.json --split val2017
+      2D keypoints; without --boxes people are placed by their labels
+  kinemesh eval prtr.safetensors mpii:MPII --no-flip
 
 Exit code: 0 done, 2 wrong usage or input, 130 Ctrl-C (nothing is written then).
 """
@@ -42,14 +45,22 @@ def evaluate(
     workers: int = 0,
     device: DeviceName = "auto",
     out: Annotated[Path | None, shown_as("PATH")] = None,
+    boxes: Annotated[Path | None, shown_as("FILE.json")] = None,
+    flip: bool = True,
+    split: Annotated[str | None, shown_as("NAME")] = None,
+    images: Annotated[Path | None, shown_as("FOLDER")] = None,
+    labels: Annotated[Path | None, shown_as("FILE")] = None,
+    head_size: Literal["box", "segment"] = "box",
+    results: Annotated[Path | None, shown_as("PATH")] = None,
 ) -> int:
     """Score a model on held-out samples.
 
     Args:
         model: A model from `kinemesh models`, a .safetensors file, or a FreiHAND submission (.zip).
         dataset: synthetic-hand, synthetic-body, the .yaml of a TSV data set, freihand:FOLDER,
-            freihand-evaluation:FOLDER, or a folder of shards.
-        count: Number of samples; all if left out, 1024 of synthetic data.
+            freihand-evaluation:FOLDER, or a folder of shards; of 2D keypoints coco:FOLDER or
+            mpii:FOLDER (or the annotation file in place of the folder).
+        count: Number of samples (coco: images); all if left out, 1024 of synthetic data.
         protocol: How to score; freihand for networks on MANO, else own, if left out.
         assets: Your SMPL or MANO files.
         tta: Average the published 95 turned and zoomed crops of each hand.
@@ -59,17 +70,63 @@ def evaluate(
         workers: Processes that read data.
         device: Where to compute.
         out: Report to write, .json.
+        boxes: coco: detected boxes, a list of {image_id, category_id, bbox, score}.
+        flip: coco and mpii: average over each crop and its mirror image.
+        split: coco and mpii: which annotation file of the folder; the validation if left out.
+        images: coco and mpii: folder of the pictures, if they are not beside the annotations.
+        labels: mpii: gt_valid.mat, if it is not beside the annotations.
+        head_size: mpii: segment measures heads from top to neck where there are no head boxes.
+        results: coco: result file to write, .json.
     """
     from kinemesh.evaluation import TTA_SETTINGS, EvaluationOptions
     from kinemesh.evaluation.by_name import evaluate_model, evaluate_submission
-    from kinemesh.files import write_json
+    from kinemesh.evaluation.keypoints_by_name import (
+        KeypointEvaluation,
+        evaluate_keypoints,
+        is_keypoint_dataset,
+    )
     from kinemesh.inference.predictor import resolve_device
 
-    for path, suffix in ((out, ".json"), (submission, ".zip")):
+    for path, suffix in ((out, ".json"), (submission, ".zip"), (results, ".json")):
         _check_output(path, suffix)
     place = resolve_device(device)
+    result: Any
+    keypoints = KeypointEvaluation(
+        boxes=boxes,
+        flip_test=flip,
+        split=split,
+        images=images,
+        labels=labels,
+        head_size=head_size,
+        count=count,
+        results=results,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    if is_keypoint_dataset(dataset):
+        _refuse_options("on coco: and mpii:", protocol=protocol, assets=assets, tta=tta)
+        _refuse_options("on coco: and mpii:", submission=submission)
+        with _progress() as progress:
+            result = evaluate_keypoints(model, dataset, keypoints, device=place, progress=progress)
+        return _report(result, submission, out)
+    _refuse_options(
+        f"on {dataset}, which is neither coco: nor mpii:",
+        boxes=boxes,
+        no_flip=not flip,
+        split=split,
+        images=images,
+        labels=labels,
+        results=results,
+    )
     if model.lower().endswith(".zip"):
-        result: Any = evaluate_submission(model, dataset, place)
+        _refuse_beside_submission(
+            protocol=protocol not in {None, "freihand"},
+            tta=tta,
+            submission=submission,
+            averaging=averaging != "samples",
+            count=count,
+        )
+        result = evaluate_submission(model, dataset, place)
     else:
         options = EvaluationOptions(
             batch_size, count, workers, averaging, TTA_SETTINGS if tta else ()
@@ -85,12 +142,37 @@ def evaluate(
                 device=place,
                 progress=progress,
             )
+    return _report(result, submission, out)
+
+
+def _report(result: Any, submission: Path | None, out: Path | None) -> int:
+    """Print a result and write it."""
+    from kinemesh.files import write_json
+
     print(result)
     if submission is not None:
         print(f"submission: {submission}")
     if out is not None:
         write_json(out, result.to_dict())
     return 0
+
+
+def _refuse_beside_submission(**given: object) -> None:
+    """Refuse options that scoring a finished submission would silently ignore."""
+    names = [f"--{name}" for name, value in given.items() if value]
+    if names:
+        raise InputError(
+            f"{' and '.join(names)}: a submission is scored as it is, by FreiHAND's own protocol. "
+            "Leave these options out, or give a model in place of the .zip."
+        )
+
+
+def _refuse_options(where: str, **options: object) -> None:
+    """Refuse options that would silently be ignored."""
+    for name, value in options.items():
+        if value:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} means nothing {where}. Leave it out.")
 
 
 def _check_output(path: Path | None, suffix: str) -> None:

@@ -10,6 +10,7 @@ def models() -> int:
 
     A card tells licence, training data, size and scores.
     """
+    from kinemesh.models.prtr_variants import KEYPOINT_VARIANTS
     from kinemesh.models.registry import cards
     from kinemesh.models.variants import VARIANTS
 
@@ -20,6 +21,8 @@ def models() -> int:
     output.print(VARIANTS_HEADING)
     for variant in VARIANTS.values():
         output.print(_card_table(variant.card()))
+    for keypoint_variant in KEYPOINT_VARIANTS.values():
+        output.print(_card_table(keypoint_variant.card()))
     if not found:
         print("No model is shipped in this installation. Look closer with: kinemesh doctor")
         return 1
@@ -28,7 +31,7 @@ def models() -> int:
 
 VARIANTS_HEADING = """\
 [bold]Without weights[/]: networks to train on any mesh, or to fill from official checkpoints.
-Parameters and multiply-adds are those of the published mesh (SMPL or MANO).
+Parameters and multiply-adds are those of the published mesh (SMPL or MANO) or joints.
 """
 
 _CARD_ROWS = {
@@ -39,6 +42,7 @@ _CARD_ROWS = {
     "mesh": "mesh",
     "skeleton": "skeleton",
     "resolution": "input",
+    "size": "input",
     "parameters": "parameters",
     "gmac": "multiply-adds",
     "license": "licence",

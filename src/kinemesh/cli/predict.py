@@ -1,8 +1,9 @@
 """``kinemesh predict``: photos to overlays, meshes and numbers."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -17,13 +18,25 @@ from kinemesh.formats import (
     without_mesh,
 )
 
+if TYPE_CHECKING:
+    from kinemesh.inference.boxes import Box
+    from kinemesh.inference.images import LoadedImage
+    from kinemesh.inference.keypoints import KeypointPredictor
+    from kinemesh.inference.person import Person
+    from kinemesh.inference.predictor import Predictor
+
+    Find = Callable[[LoadedImage, tuple[Box, ...] | None], list[Person]]
+
 Images = Annotated[tyro.conf.Positional[tuple[str, ...]], shown_as("IMAGE|FOLDER|GLOB...")]
 Boxes = Annotated[str | None, shown_as("'X,Y,W,H;...'|FILE.json")]
 Model = Annotated[str | None, shown_as("NAME|FILE")]
-Task = Annotated[Literal["body", "hand"] | None, one_of("body", "hand"), shown_as()]
+Task = Annotated[
+    Literal["body", "hand", "pose2d"] | None, one_of("body", "hand", "pose2d"), shown_as()
+]
 Side = Annotated[
     Literal["left", "right", "auto"] | None, one_of("left", "right", "auto"), shown_as()
 ]
+Score = Annotated[float | None, shown_as("0..1")]
 Pixels = Annotated[float | None, shown_as("PIXELS")]
 Formats = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{'|'.join(ALL_FORMATS)}...")]
 
@@ -40,6 +53,10 @@ Examples:
       photos in sub-folders, with boxes by file name
   kinemesh predict photo.jpg --model metro_3dpw.safetensors --assets smpl/
       an official checkpoint, made ours by: kinemesh convert
+  kinemesh predict street.jpg --task pose2d --model prtr.safetensors --boxes boxes.json
+      2D keypoints of the people in the boxes
+  kinemesh predict street.jpg --task pose2d --model sequential.safetensors --min-score 0.7
+      2D keypoints of everybody that the sequential network finds
 
 Exit code: 0 all done, 1 some images failed (they are listed), 2 wrong usage, 130 Ctrl-C.
 """
@@ -58,6 +75,8 @@ def predict(
     overlay: Literal["png", "jpg"] = "png",
     skeleton: bool = False,
     assets: Assets = None,
+    flip_test: bool = False,
+    min_score: Score = None,
 ) -> int:
     """Find people or hands in photos.
 
@@ -74,6 +93,8 @@ def predict(
         overlay: File type of the overlay picture.
         skeleton: Draw the joints found in the image on the overlay.
         assets: Your SMPL or MANO files, for a converted model that does not hold its mesh.
+        flip_test: For pose2d: average over each crop and its mirror image.
+        min_score: For pose2d without boxes: least score of a person, 0.5 if left out.
     """
     from kinemesh.formats.names import check_run
     from kinemesh.inference.boxes import read_boxes
@@ -91,15 +112,24 @@ def predict(
     check_folder(out)
     check_run(paths, output_stems(paths), out, formats, _SUFFIXES[overlay], boxes)
     output = console(stderr=True)
+    if task == "pose2d" and model is None:
+        raise InputError(
+            "--task pose2d: no model of 2D keypoints is shipped. Name yours with --model FILE; "
+            "train one with kinemesh train, or convert an official checkpoint."
+        )
     predictor = kinemesh.load(model or task or "body", device, assets)
     _check_task(predictor.task, task, side)
-    _check_side(predictor.tells_sides, side)
+    if isinstance(predictor, kinemesh.Predictor):
+        _check_mesh_options(flip_test, min_score)
+        find = _mesh_finder(predictor, side, focal_px)
+    else:
+        find = _keypoint_finder(predictor, boxes is not None, focal_px, flip_test, min_score)
     formats = _possible_formats(formats, predictor.has_mesh)
 
     def process(path: Path, stem: str) -> list[Path]:
         photo = load_image(path)
         wanted = None if table is None else table.for_image(path)
-        people = predictor.predict(photo, wanted, side or "right", focal_px)
+        people = find(photo, wanted)
         print_low_scores(path, people, output)
         return kinemesh.save(
             people,
@@ -131,6 +161,47 @@ def _check_task(found: str, task: str | None, side: str | None) -> None:
             f"--side {side} is for hands, but the model recovers a {found}. "
             "Add --task hand, or leave --side out."
         )
+
+
+def _check_mesh_options(flip_test: bool, min_score: float | None) -> None:
+    if flip_test or min_score is not None:
+        option = "--flip-test" if flip_test else "--min-score"
+        raise InputError(
+            f"{option} is for models of 2D keypoints (--task pose2d --model FILE), which this is "
+            "not. Leave it out."
+        )
+
+
+def _mesh_finder(
+    predictor: "Predictor", side: Literal["left", "right", "auto"] | None, focal_px: float | None
+) -> "Find":
+    """What finds people with a model of bodies or hands, once its options are checked."""
+    _check_side(predictor.tells_sides, side)
+
+    def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
+        return predictor.predict(photo, wanted, side or "right", focal_px)
+
+    return find
+
+
+def _keypoint_finder(
+    predictor: "KeypointPredictor",
+    has_boxes: bool,
+    focal_px: float | None,
+    flip_test: bool,
+    min_score: float | None,
+) -> "Find":
+    """What finds people with a model of 2D keypoints, once its options are checked."""
+    if focal_px is not None:
+        raise InputError(
+            "--focal-px: a model of 2D keypoints has no use for a focal length. Leave it out."
+        )
+    predictor.check_options(has_boxes, flip_test, min_score)
+
+    def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
+        return predictor.predict(photo, wanted, flip_test=flip_test, min_score=min_score)
+
+    return find
 
 
 def _check_side(tells_sides: bool, side: str | None) -> None:

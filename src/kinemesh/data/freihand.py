@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TextIO, cast, get_args
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -110,6 +110,7 @@ class FreiHandDataset(MeshDataset):
         Raises:
             InputError: The picture is missing.
         """
+        row = index % len(self._cameras)
         path = self.pictures / f"{index:08d}.jpg"
         try:
             jpeg = path.read_bytes()
@@ -117,18 +118,20 @@ class FreiHandDataset(MeshDataset):
             raise InputError(
                 f"Cannot read '{path}': {error.strerror}. Unpack the pictures of FreiHAND again."
             ) from error
-        return MeshRecord(path.name, jpeg, self._annotation(index), f"'{path}'")
+        labels = f"'{self.folder / self.split}_*.json', entry {row}"
+        return MeshRecord(path.name, jpeg, self._annotation(row), labels, f"'{path}'")
 
-    def _annotation(self, index: int) -> dict[str, Any]:
-        row = index % len(self._cameras)
+    def _annotation(self, row: int) -> dict[str, Any]:
         camera = self._cameras[row]
         annotation: dict[str, Any] = {"center": CENTER_PX, "scale": SCALE, "has_smpl": 0}
         if self.joints is not None:
             joints = self.joints[row]
             pixels = joints @ camera.T
             confident = np.ones((_JOINTS, 1))
+            with np.errstate(divide="ignore", invalid="ignore"):  # refused when it is read
+                places = pixels[:, :2] / pixels[:, 2:]
             annotation |= {
-                "2d_joints": np.concatenate([pixels[:, :2] / pixels[:, 2:], confident], axis=1),
+                "2d_joints": np.concatenate([places, confident], axis=1),
                 "has_2d_joints": 1,
                 "3d_joints": np.concatenate([joints, confident], axis=1),
                 "has_3d_joints": 1,
@@ -225,7 +228,7 @@ def _parse_table(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> NDArra
     for number, value in enumerate(_elements(path)):
         try:
             row = np.asarray(value, dtype=dtype)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             row = np.zeros(0)
         if row.shape != shape or not np.isfinite(row).all():
             raise InputError(
@@ -242,7 +245,7 @@ def _elements(path: Path) -> Iterator[Any]:
     """Elements of a JSON list, one at a time: the file may be larger than the memory."""
     decoder = json.JSONDecoder()
     with path.open(encoding="utf-8") as file:
-        text = file.read(_CHUNK).lstrip()
+        text = _read_text(file, path).lstrip()
         if not text.startswith("["):
             raise InputError(f"'{path}': expected a JSON list, found {text[:40]!r}.")
         position = 1
@@ -254,16 +257,28 @@ def _elements(path: Path) -> Iterator[Any]:
                 value, end = decoder.raw_decode(text, position)
             except json.JSONDecodeError as error:
                 value, end = None, error.pos
+            except (ValueError, RecursionError):  # too many digits, or lists within lists
+                raise _damaged(path, text[position : position + 40]) from None
             end = _skip(text, end, " \t\r\n")
             if text[end : end + 1] not in (",", "]") or value is None:
                 # what touches the end of the text that was read may go on, even a number
-                more = file.read(_CHUNK) if end >= len(text) - _CUT_NUMBER else ""
+                more = _read_text(file, path) if end >= len(text) - _CUT_NUMBER else ""
                 if not more:
                     raise _damaged(path, text[position : position + 40])
                 text, position = text[position:] + more, 0
                 continue
             yield value
             position = end
+
+
+def _read_text(file: TextIO, path: Path) -> str:
+    try:
+        return file.read(_CHUNK)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"'{path}': expected UTF-8 text, found another encoding or a damaged file ({error}). "
+            "Copy the file again."
+        ) from error
 
 
 def _damaged(path: Path, entry: str) -> InputError:

@@ -126,6 +126,12 @@ def crop_picture(
     return image
 
 
+def misses_picture(picture: Picture, center_px: Float, scale: float) -> bool:
+    """Whether a label's box lies wholly beside a picture (H, W, 3), so that its crop is black."""
+    _, inner = _overlap(picture, *crop_corners(center_px, scale))
+    return not inner.size
+
+
 def _cut(
     picture: Picture, center_px: Float, scale: float, rotation_deg: float, resolution: int
 ) -> Float:

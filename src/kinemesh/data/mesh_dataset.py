@@ -1,6 +1,7 @@
 """What the readers of mesh data share: from a stored row to a `Sample`."""
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Self, cast
@@ -21,6 +22,7 @@ from kinemesh.data.mesh_crop import (
     CropParameters,
     Picture,
     crop_picture,
+    misses_picture,
 )
 from kinemesh.data.mesh_labels import SKELETONS, MeshLabel, MeshRecord, read_label
 from kinemesh.data.records import Sample
@@ -141,19 +143,21 @@ def sample_generator(seed: int, step: int, index: int) -> np.random.RandomState:
 def make_sample(
     record: MeshRecord, kind: Kind, options: MeshOptions, rng: np.random.RandomState
 ) -> Sample:
-    """Decode, crop and vary one stored row.
+    """Decode, crop and vary one stored row; warns where the box misses the picture.
 
     Raises:
         InputError: Picture or label is damaged; the message names the place.
     """
     label = read_label(record.annotation, kind, record.where)
-    picture = decode_picture(record.jpeg, record.where)
+    picture = decode_picture(record.jpeg, record.picture_place)
     augmentation = options.augmentation or Augmentation.for_kind(kind)
     crop = augmentation.draw(rng) if options.train else options.view
     try:
         image = crop_picture(picture, label.center_px, label.scale, crop, options.resolution)
     except InputError as error:
         raise InputError(f"{record.where}: {error}") from error
+    if misses_picture(picture, label.center_px, label.scale):
+        _warn_of_black_crop(record, label, picture)
     skeleton = SKELETONS[kind]
     joints_2d = place_joints_2d(
         label.joints_2d, skeleton, label.center_px, label.scale, crop, options.resolution
@@ -175,6 +179,16 @@ def make_sample(
         has_2d=torch.tensor(float(label.has_2d)),
         has_3d=torch.tensor(float(label.has_3d)),
         has_mesh=torch.tensor(float(label.has_mesh)),
+    )
+
+
+def _warn_of_black_crop(record: MeshRecord, label: MeshLabel, picture: Picture) -> None:
+    height, width = picture.shape[:2]
+    warnings.warn(
+        f"{record.where}: the box of {PIXELS_OF_SCALE * label.scale:.4g} px around "
+        f"({label.center_px[0]:.6g}, {label.center_px[1]:.6g}) lies beside the picture of {width} "
+        f"x {height} px, so its plain crop is black. Mend this row or leave it out.",
+        stacklevel=3,
     )
 
 

@@ -32,13 +32,20 @@ class MeshRecord:
             ``has_3d_joints``, ``has_smpl``; ``gender``. Two names are ours: ``vertices`` (V, 3)
             metres in the frame of the 3D joints, and ``camera`` (3, 3) intrinsics in pixels, given
             only where 3D joints lie in the camera frame (not merely along its axes).
-        where: The place to name in a message.
+        where: The place of the annotation, to name in a message.
+        picture_where: The place of the picture; None where it is that of the annotation.
     """
 
     key: str
     jpeg: bytes
     annotation: Mapping[str, Any]
     where: str = ""
+    picture_where: str | None = None
+
+    @property
+    def picture_place(self) -> str:
+        """The place of the picture, to name in a message."""
+        return self.where if self.picture_where is None else self.picture_where
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,10 @@ def kind_of(annotation: Mapping[str, Any], where: str) -> Kind:
         ("3d_joints", -2, {24: "body", 21: "hand"}),
         ("pose", -1, {72: "body", 48: "hand"}),
     ):
-        shape = np.shape(annotation.get(name, ()))
+        try:
+            shape = np.shape(annotation.get(name, ()))
+        except ValueError as error:  # rows of unequal length
+            raise _wrong_value(where, name, "numbers", _shown(annotation[name])) from error
         found = counts.get(shape[axis]) if len(shape) >= -axis else None
         if found is not None:
             return "body" if found == "body" else "hand"
@@ -132,6 +142,17 @@ def kind_of(annotation: Mapping[str, Any], where: str) -> Kind:
         f"{where}: expected 24 joints or 72 angles of a body, or 21 joints or 48 angles of a hand, "
         f"found neither; the label has: {', '.join(annotation)}. Mend the label or say the kind."
     )
+
+
+def _wrong_value(where: str, name: str, expected: str, found: str) -> InputError:
+    return InputError(
+        f"{where}: '{name}' of the label: expected {expected}, found {found}. "
+        "Mend this row or leave it out of the line list."
+    )
+
+
+def _shown(value: Any) -> str:
+    return repr(str(value)[:60])
 
 
 def label_json(annotation: Mapping[str, Any]) -> str:
@@ -167,8 +188,8 @@ class _Reader:
             raise self.error(name, "a value", "none")
         try:
             array = np.asarray(value, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise self.error(name, "numbers", f"{str(value)[:60]!r}") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise self.error(name, "numbers", _shown(value)) from error
         if array.ndim == len(shape) + 1 and len(array) == 1:
             array = array[0]
         fits = array.ndim == len(shape) and all(
@@ -182,7 +203,4 @@ class _Reader:
         return array
 
     def error(self, name: str, expected: str, found: str) -> InputError:
-        return InputError(
-            f"{self.where}: '{name}' of the label: expected {expected}, found {found}. "
-            "Mend this row or leave it out of the line list."
-        )
+        return _wrong_value(self.where, name, expected, found)

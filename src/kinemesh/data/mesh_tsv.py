@@ -9,13 +9,16 @@
 ======================  ====================================================================
 
 A composite set (``composite: true``) joins several: ``img``, ``label`` and ``hw`` are lists of
-files, or a text file that lists them, and each line of the line list holds a source and a row.
+files, or a text file that lists them, whatever its suffix; each line of the line list holds a
+source and a row. The key of a sample is that of ``hw``, as in the official code, or else that of
+``label``.
 """
 
 import base64
 import binascii
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +36,7 @@ from kinemesh.files import write_bytes
 from kinemesh.optional import require
 
 _PARTS = ("img", "label", "hw")
+_LONGEST_LIST = 1 << 20  # bytes of a text file of names; .tsv files of pictures are longer
 
 
 class MeshTsvDataset(MeshDataset):
@@ -59,8 +63,10 @@ class MeshTsvDataset(MeshDataset):
     ) -> None:
         self.path = Path(path)
         layout = read_layout(self.path)
+        self.composite = layout.composite
         self.sources = [_Source.open(files, write_index) for files in layout.sources]
         self.lines = _read_lines(layout, self.sources)
+        self._told_of_keys = False
         if kind is None:
             first = self._record(0)
             kind = kind_of(first.annotation, first.where)
@@ -70,7 +76,7 @@ class MeshTsvDataset(MeshDataset):
         return len(self.lines)
 
     def read(self, index: int) -> MeshRecord:
-        """Row ``index`` of the line list as stored.
+        """Row ``index`` of the line list as stored; warns at the first row whose keys differ.
 
         Raises:
             InputError: The row is damaged; the message names file, row and byte.
@@ -82,21 +88,20 @@ class MeshTsvDataset(MeshDataset):
         keys = []
         for number, row in self.lines.tolist():
             source = self.sources[number]
-            key = (source.hw or source.label).row(row)[0]
-            prefix = f"{(source.hw or source.label).path.name}_" if len(self.sources) > 1 else ""
-            keys.append(prefix + key)
+            prefix = f"{source.keys.path.name}_" if self.composite else ""
+            keys.append(prefix + source.keys.row(row)[0])
         return keys
 
     def _record(self, index: int) -> MeshRecord:
         number, row = (int(value) for value in self.lines[index])
         source = self.sources[number]
-        key, label = _fields(source.label, row)
+        label_key, label = _fields(source.label, row)
         image_key, encoded = _fields(source.img, row)
-        if image_key != key:
-            raise InputError(
-                f"{source.img.where(row)}: expected the image '{key}' of {source.label.where(row)},"
-                f" found '{image_key}'. The files must hold the same rows in the same order."
-            )
+        key = source.keys.row(row)[0]
+        for file, found in ((source.img, image_key), (source.label, label_key)):
+            if found != key and not self._told_of_keys:
+                self._told_of_keys = True
+                _warn_of_keys(file, source.keys, row, (found, key))
         try:
             jpeg = base64.b64decode(encoded, validate=True)
         except (binascii.Error, ValueError) as error:
@@ -105,7 +110,16 @@ class MeshTsvDataset(MeshDataset):
                 f"{encoded[:40]!r}... ({error}). Copy the file again."
             ) from error
         where = source.label.where(row)
-        return MeshRecord(key, jpeg, _annotation(label, where), where)
+        return MeshRecord(key, jpeg, _annotation(label, where), where, source.img.where(row))
+
+
+def _warn_of_keys(file: TsvFile, other: TsvFile, row: int, keys: tuple[str, str]) -> None:
+    warnings.warn(
+        f"{file.where(row)}: the key '{keys[0]}' differs from '{keys[1]}' in '{other.path.name}'. "
+        "Rows are matched by their numbers alone: see that the files belong together. Other rows "
+        "are not mentioned.",
+        stacklevel=4,
+    )
 
 
 @dataclass(frozen=True)
@@ -149,10 +163,10 @@ def read_layout(path: Path) -> TsvLayout:
     parts = {
         name: _named_files(path, name, content[name], composite)
         for name in _PARTS
-        if content.get(name)
+        if content.get(name) or name != "hw"
     }
     counts = {name: len(files) for name, files in parts.items()}
-    if len(set(counts.values())) > 1 or not counts["img"]:
+    if len(set(counts.values())) > 1:
         raise InputError(
             f"'{path}': expected as many files in each of img, label and hw, found {counts}. "
             "List one of each for every source."
@@ -163,17 +177,20 @@ def read_layout(path: Path) -> TsvLayout:
     linelist = content.get("linelist")
     if composite and not linelist:
         raise InputError(f"'{path}': a composite data set needs a linelist. Name one.")
+    if linelist and not isinstance(linelist, str):
+        raise InputError(
+            f"'{path}': 'linelist': expected the name of a file, found {linelist!r}. Name one."
+        )
     return TsvLayout(path, sources, path.parent / linelist if linelist else None, composite)
 
 
 def _named_files(path: Path, name: str, value: Any, composite: bool) -> list[Path]:
     """Files of one entry: a name, a list of names, or in a composite a text file of names."""
     folder = path.parent
-    if composite and isinstance(value, str) and not value.endswith(".tsv"):
-        listing = folder / value
-        if not listing.is_file():
-            raise InputError(f"'{path}': '{name}' names '{listing}', which does not exist.")
-        value = [line.strip() for line in listing.read_text("utf-8").splitlines() if line.strip()]
+    if not value:
+        raise InputError(f"'{path}': '{name}' is empty. Name a .tsv file.")
+    if composite and isinstance(value, str):
+        value = _listed_names(path, name, value)
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(entry, str) for entry in names):
         raise InputError(f"'{path}': '{name}': expected names of files, found {value!r}.")
@@ -184,6 +201,29 @@ def _named_files(path: Path, name: str, value: Any, composite: bool) -> list[Pat
     return [folder / entry for entry in names]
 
 
+def _listed_names(path: Path, name: str, value: str) -> list[str]:
+    """Lines of the text file that an entry of a composite names."""
+    listing = path.parent / value
+    if not listing.is_file():
+        raise InputError(
+            f"'{path}': '{name}' names '{listing}', which does not exist. Name a text file that "
+            f"lists .tsv files, or list them here: [{value}]."
+        )
+    with listing.open("rb") as file:
+        content = file.read(_LONGEST_LIST + 1)
+    try:
+        names = [line.strip() for line in content.decode().splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        names = []
+    if not names or len(content) > _LONGEST_LIST or b"\t" in content:
+        raise InputError(
+            f"'{listing}': expected a text file that lists names of .tsv files, one a line, since "
+            f"'{path.name}' is composite and names it for '{name}'; found {content[:40]!r}... If "
+            f"it is itself the .tsv file, write a list: [{value}]."
+        )
+    return names
+
+
 @dataclass(frozen=True)
 class _Source:
     """The open files of one source, of equal length."""
@@ -191,6 +231,11 @@ class _Source:
     img: TsvFile
     label: TsvFile
     hw: TsvFile | None
+
+    @property
+    def keys(self) -> TsvFile:
+        """The file whose keys name the samples."""
+        return self.label if self.hw is None else self.hw
 
     @classmethod
     def open(cls, files: Mapping[str, Path], write_index: bool) -> "_Source":
@@ -242,7 +287,7 @@ def _fields(file: TsvFile, row: int) -> tuple[str, str]:
 def _annotation(text: str, where: str) -> Mapping[str, Any]:
     try:
         annotations = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{where}: expected JSON in the last column, found {text[:40]!r}... ({error}). "
             "Copy the file again."
@@ -256,7 +301,7 @@ def _annotation(text: str, where: str) -> Mapping[str, Any]:
 
 
 def write_mesh_tsv(folder: str | Path, name: str, records: Iterable[MeshRecord]) -> Path:
-    """Write a TSV data set that `MeshTsvDataset` and the official code read.
+    """Write a TSV data set in the official layout, for `MeshTsvDataset`.
 
     Args:
         folder: Where to write ``name.{img,label,hw,linelist}.tsv``, their ``.lineidx`` and
@@ -283,7 +328,7 @@ def write_mesh_tsv(folder: str | Path, name: str, records: Iterable[MeshRecord])
 
     def images() -> Iterator[tuple[str, str]]:
         for number, record in enumerate(records):
-            where = record.where or f"record {number}"
+            where = record.picture_place or f"record {number}"
             keys.append(record.key)
             labels.append(f"[{label_json(record.annotation)}]")
             sizes.append(json.dumps([_size(record.jpeg, where)]))

@@ -1,13 +1,14 @@
 """Data sets by name or path, as the command line and recipes name them."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.utils.data import Dataset
 
 from kinemesh.bodies.topology import Kind
 from kinemesh.data.freihand import FreiHandDataset
+from kinemesh.data.keypoint_sources import names_keypoints, names_scenes
 from kinemesh.data.mesh_crop import RESOLUTION
 from kinemesh.data.mesh_dataset import MeshDataset, MeshOptions
 from kinemesh.data.mesh_tsv import MeshTsvDataset
@@ -20,13 +21,9 @@ from kinemesh.errors import InputError
 SYNTHETIC: Mapping[str, Kind] = {"synthetic-hand": "hand", "synthetic-body": "body"}
 SYNTHETIC_RESOLUTION = 128
 FREIHAND, FREIHAND_EVALUATION = "freihand:", "freihand-evaluation:"
-KNOWN = (
-    *SYNTHETIC,
-    "PATH.yaml (a TSV data set)",
-    "freihand:FOLDER",
-    "freihand-evaluation:FOLDER",
-    "a folder of shards from 'kinemesh data convert'",
-)
+KNOWN_STORED = ("PATH.yaml (a TSV data set)", "freihand:FOLDER", "freihand-evaluation:FOLDER")
+"""What `open_stored` takes, for help and messages."""
+KNOWN = (*SYNTHETIC, *KNOWN_STORED, "a folder of shards from 'kinemesh data convert'")
 """What `open_dataset` takes, for help and messages."""
 
 
@@ -62,9 +59,12 @@ def open_dataset(
         )
     if options is None:
         options = MeshOptions(split == "train", seed, resolution or RESOLUTION)
-    if Path(spec).is_dir() and (Path(spec) / MANIFEST).is_file():
+    if _holds_shards(spec):
         return MeshShards(spec, options)
-    return open_stored(spec, options)
+    dataset = _open_rows(spec, options)
+    if dataset is None:
+        raise InputError(_unknown(spec))
+    return dataset
 
 
 def open_stored(spec: str, options: MeshOptions | None = None) -> MeshDataset:
@@ -73,6 +73,13 @@ def open_stored(spec: str, options: MeshOptions | None = None) -> MeshDataset:
     Raises:
         InputError: It is none of those, does not exist, or is damaged.
     """
+    dataset = _open_rows(spec, options)
+    if dataset is None:
+        raise InputError(_not_stored(spec))
+    return dataset
+
+
+def _open_rows(spec: str, options: MeshOptions | None) -> MeshDataset | None:
     path = Path(spec)
     if path.suffix.lower() in (".yaml", ".yml"):
         return MeshTsvDataset(path, options)
@@ -80,17 +87,42 @@ def open_stored(spec: str, options: MeshOptions | None = None) -> MeshDataset:
         return FreiHandDataset(spec.removeprefix(FREIHAND), "training", options)
     if spec.startswith(FREIHAND_EVALUATION):
         return FreiHandDataset(spec.removeprefix(FREIHAND_EVALUATION), "evaluation", options)
-    raise InputError(_unknown(spec))
+    return None
+
+
+def _holds_shards(spec: str) -> bool:
+    return (Path(spec) / MANIFEST).is_file()
+
+
+def _not_stored(spec: str) -> str:
+    """Why the rows of a data set cannot be read by index as they are stored."""
+    known = f"Data sets: {', '.join(KNOWN_STORED)}"
+    if spec in SYNTHETIC:
+        return f"'{spec}' is rendered when it is read, it has no stored rows to copy. {known}"
+    if _holds_shards(spec):
+        return (
+            f"'{spec}' already holds shards, which are read from front to back. Name the data set "
+            f"that they were made from. {known}"
+        )
+    return _mistaken(spec, KNOWN_STORED) or f"There is no data set '{spec}'. {known}"
 
 
 def _unknown(spec: str) -> str:
+    known = f"Data sets: {', '.join(KNOWN)}."
+    near = difflib.get_close_matches(spec, SYNTHETIC, n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    return _mistaken(spec, KNOWN) or f"There is no data set '{spec}'.{hint} {known}"
+
+
+def _mistaken(spec: str, known: Sequence[str]) -> str | None:
+    """What to write instead where a name is that of something else; None if it is of nothing."""
     path = Path(spec)
+    if names_keypoints(spec) or names_scenes(spec):
+        return f"'{spec}' holds 2D keypoints alone, for 2D pose models. Data: {', '.join(known)}."
     if any((path / f"{split}_K.json").is_file() for split in ("training", "evaluation")):
         return f"'{spec}' holds FreiHAND. Write: {FREIHAND}{spec} or {FREIHAND_EVALUATION}{spec}"
     if path.is_dir():
         listed = ", ".join(sorted(entry.name for entry in path.glob("*.yaml"))[:8])
         found = f"Its .yaml files: {listed}." if listed else "It holds no .yaml file."
         return f"'{spec}' is a folder without {MANIFEST}. {found} Name one of them."
-    near = difflib.get_close_matches(spec, SYNTHETIC, n=1)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
-    return f"There is no data set '{spec}'.{hint} Data sets: {', '.join(KNOWN)}."
+    return None

@@ -60,9 +60,16 @@ class TsvFile:
         """Fields of one row, stripped of white space.
 
         Raises:
-            InputError: The offset is not that of a row, or the file is shorter than it says.
+            InputError: The offset is not that of a row, the file is shorter than it says, or the
+                row is no UTF-8 text.
         """
-        return [field.strip().decode() for field in self._line(number).split(b"\t")]
+        try:
+            return [field.strip().decode() for field in self._line(number).split(b"\t")]
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.where(number)}: expected UTF-8 text, found {error.object[:40]!r}... "
+                f"({error.reason} at byte {error.start} of this column). Copy the file again."
+            ) from error
 
     def where(self, number: int) -> str:
         """File, row and byte offset of a row, to name in a message."""

@@ -54,13 +54,15 @@ def write_shards(
         Number of shards.
 
     Raises:
-        InputError: A row is damaged, or the folder holds shards of another source.
+        InputError: A row is damaged, or the folder holds shards of another source or is a file.
         MissingExtraError: The package webdataset is not installed.
     """
     wds = require("webdataset", "data")
     if shard_size < 1:
         raise InputError(f"shard_size: expected a positive number, found {shard_size}.")
     folder = Path(folder)
+    if folder.is_file():
+        raise InputError(f"'{folder}' is a file, expected a folder for the shards. Name another.")
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(dataset), shard_size)
     manifest = {
@@ -130,7 +132,8 @@ class MeshShards(IterableDataset[Sample]):
         shuffle: Samples held back to draw from at random; the order of the shards is drawn too.
 
     Raises:
-        InputError: The conversion is not finished, or a shard is missing.
+        InputError: The conversion is not finished, ``shards.json`` is damaged, or a shard is
+            missing.
         MissingExtraError: The package webdataset is not installed.
     """
 
@@ -145,8 +148,9 @@ class MeshShards(IterableDataset[Sample]):
             raise InputError(
                 f"'{self.folder}': the conversion of these shards was not finished. Run it again."
             )
+        _check_manifest(self.folder / MANIFEST, manifest)
         self.kind: Kind = manifest["kind"]
-        self.samples = int(manifest["samples"])
+        self.samples: int = manifest["samples"]
         self.paths = [self.folder / name for name in manifest["shards"]]
         damaged = [
             path.name
@@ -199,7 +203,9 @@ class MeshShards(IterableDataset[Sample]):
         try:
             for entry in pipeline:
                 yield _stored(entry)
-        except (OSError, tarfile.TarError) as error:  # both say which file
+        except InputError:
+            raise
+        except (OSError, tarfile.TarError, ValueError) as error:  # they say which file
             raise InputError(f"A shard is damaged: {error}. Copy it again.") from error
 
 
@@ -207,9 +213,11 @@ def _stored(entry: dict[str, Any]) -> tuple[int, MeshRecord]:
     where = f"'{entry.get('__url__')}', sample {entry.get('__key__')}"
     try:
         content = json.loads(entry["json"])
-        record = MeshRecord(content["key"], entry["jpg"], content["annotation"], where)
-        return int(entry["__key__"]), record
-    except (KeyError, ValueError, TypeError) as error:
+        key, annotation = content["key"], content["annotation"]
+        if not isinstance(key, str) or not isinstance(annotation, dict):
+            raise TypeError("key, annotation")
+        return int(entry["__key__"]), MeshRecord(key, entry["jpg"], annotation, where)
+    except (KeyError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{where}: expected a picture (.jpg) and its label (.json), found "
             f"{', '.join(name for name in entry if not name.startswith('__'))}. "
@@ -220,7 +228,7 @@ def _stored(entry: dict[str, Any]) -> tuple[int, MeshRecord]:
 def _load_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"There is no file '{path}'. Name a folder that 'kinemesh data convert' wrote."
         ) from error
@@ -231,3 +239,32 @@ def _load_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise InputError(f"'{path}': expected the format {_FORMAT}. Convert the data set again.")
     return manifest
+
+
+def _check_manifest(path: Path, manifest: dict[str, Any]) -> None:
+    """Refuse a ``shards.json`` whose entries are not what `write_shards` writes."""
+    shards, sizes = manifest.get("shards"), manifest.get("bytes")
+    names = isinstance(shards, list) and all(map(_is_plain_name, shards))
+    wanted = {
+        "kind": (f"one of {', '.join(SKELETONS)}", manifest.get("kind") in list(SKELETONS)),
+        "samples": ("a whole number", _is_count(manifest.get("samples"))),
+        "shards": ("names of files in this folder", names),
+        "bytes": (
+            "the size of each shard",
+            isinstance(sizes, list) and names and len(sizes) == len(shards or ()),
+        ),
+    }
+    for name, (expected, fits) in wanted.items():
+        if not fits:
+            raise InputError(
+                f"'{path}': '{name}': expected {expected}, found "
+                f"{str(manifest.get(name, 'nothing'))[:60]}. Convert the data set again."
+            )
+
+
+def _is_plain_name(value: object) -> bool:
+    return isinstance(value, str) and Path(value).name == value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 0

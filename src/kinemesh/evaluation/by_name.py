@@ -13,7 +13,12 @@ from kinemesh.bodies.topology import Topology
 from kinemesh.data.records import Sample
 from kinemesh.data.sources import FREIHAND, FREIHAND_EVALUATION, SYNTHETIC, open_dataset
 from kinemesh.errors import InputError
-from kinemesh.evaluation.freihand import EVALUATION_COUNT, SubmissionWriter, score_submission
+from kinemesh.evaluation.freihand import (
+    EVALUATION_COUNT,
+    VERTICES,
+    SubmissionWriter,
+    score_submission,
+)
 from kinemesh.evaluation.mesh import (
     EvaluationOptions,
     Progress,
@@ -69,6 +74,7 @@ def evaluate_model(
         options = replace(options, count=SYNTHETIC_COUNT)
     network, topology, metadata = load_model(model, assets)
     plain = protocol is None and submission is None and not options.tta
+    plain = plain and options.averaging == "samples"
     if plain and dataset in SYNTHETIC and metadata["architecture"] == ARCHITECTURE:
         return evaluate(model, dataset, options.count or SYNTHETIC_COUNT, device=device)
     chosen = get_protocol(protocol or _default_protocol(topology), topology)
@@ -84,7 +90,7 @@ def evaluate_model(
     }
     if submission is None:
         return evaluate_dataset(own, labels, samples, chosen, options, **run)
-    _check_submission(chosen, samples, options, submission_count)
+    _check_submission(own, chosen, samples, options, submission_count)
     with SubmissionWriter(submission, submission_count) as writer:
 
         def write(points: Points) -> None:
@@ -145,7 +151,11 @@ def _body_model(
 
 
 def _check_submission(
-    protocol: Protocol, samples: Dataset[Sample], options: EvaluationOptions, count: int
+    network: NetworkSide,
+    protocol: Protocol,
+    samples: Dataset[Sample],
+    options: EvaluationOptions,
+    count: int,
 ) -> None:
     """Refuse before hours of work what the writer would refuse after them."""
     rows, _ = chosen_rows(samples, protocol, options.count)
@@ -153,6 +163,12 @@ def _check_submission(
         raise InputError(
             f"--submission writes a FreiHAND submission, but the protocol is {protocol.name}. "
             "Give --protocol freihand and a network on MANO."
+        )
+    found = len(network.topology.template) if network.has_mesh else 0
+    if found != VERTICES:
+        raise InputError(
+            f"A FreiHAND submission holds meshes of MANO's {VERTICES} vertices, this network "
+            f"has {found or 'no mesh'}. Give a network on MANO, or leave --submission out."
         )
     if len(rows) != count:
         raise InputError(

@@ -53,6 +53,18 @@ class EvaluationOptions:
     averaging: Averaging = "samples"
     tta: tuple[TtaSetting, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse numbers that no evaluation can run with.
+
+        Raises:
+            InputError: The batch size or the count is below 1, or the number of workers below 0.
+        """
+        least = (("batch_size", 1), ("workers", 0), ("count", 1))
+        for name, smallest in least:
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise InputError(f"{name} must be at least {smallest}, found {value}.")
+
 
 @dataclass(frozen=True)
 class ProtocolResult:

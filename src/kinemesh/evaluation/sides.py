@@ -49,19 +49,33 @@ class NetworkSide:
         }
         return names.get(str(self.architecture))
 
+    @property
+    def skeleton(self) -> Skeleton:
+        """Joint set of `joints`."""
+        return self.topology.skeleton if self.has_mesh else self.topology.token_skeleton
+
+    def run(self, image_B3SS: Tensor) -> Any:
+        """The network's output for crops of sRGB in 0..1."""
+        return self.network(normalise_imagenet(image_B3SS) if self.normalise else image_B3SS)
+
+    def joints(self, output: Any) -> Tensor:
+        """The joints (B, J, 3) of an output that are scored, in metres."""
+        if self.own_joints is None:
+            return self.topology.joints(full_mesh(output).float())
+        joints: Tensor = output.joints.float()
+        return joints
+
     @torch.inference_mode()
     def __call__(self, image_B3SS: Tensor, protocol: Protocol) -> Points:
         """Points of crops of sRGB in 0..1."""
-        pixels = normalise_imagenet(image_B3SS) if self.normalise else image_B3SS
-        output = self.network(pixels)
-        topology = self.topology
+        output = self.run(image_B3SS)
         if self.own_joints is None:
-            return protocol.points_of_mesh(full_mesh(output).float(), topology)
-        joints = output.joints.float()
+            return protocol.points_of_mesh(full_mesh(output).float(), self.topology)
+        joints = self.joints(output)
+        compared = protocol.joints_of(joints, self.skeleton)
         if not self.has_mesh:
-            return Points(protocol.joints_of(joints, topology.token_skeleton))
-        own = protocol.joints_of(joints, topology.skeleton)
-        return Points(own, full_mesh(output).float(), topology.root(joints))
+            return Points(compared)
+        return Points(compared, full_mesh(output).float(), self.topology.root(joints))
 
 
 def full_mesh(output: Any) -> Tensor:

@@ -127,7 +127,7 @@ def _person(
         for name, px, camera, confidence in zip(
             names,
             _rounded(person.joints_px, PIXEL_DIGITS),
-            _rounded(person.joints, METRE_DIGITS),
+            _rounded(person.joints, METRE_DIGITS) if person.has_depth else [None] * len(names),
             _rounded(person.joint_confidence, 4),
             strict=True,
         )
@@ -152,11 +152,12 @@ def _person(
 def _read_person(entry: dict[str, Any], content: dict[str, Any]) -> Person:
     camera, image = content["camera"], content["image"]
     joints = entry["joints"]
+    places = [joint["camera"] for joint in joints if joint["camera"] is not None]
     faces = content["meshes"][entry["mesh"]] if "mesh" in entry else []
     return Person(
         vertices=np.array(entry.get("vertices", []), np.float32).reshape(-1, 3),
         faces=np.array(faces, np.int64).reshape(-1, 3),
-        joints=np.array([joint["camera"] for joint in joints], np.float32),
+        joints=np.array(places, np.float32).reshape(-1, 3),
         joints_px=np.array([joint["px"] for joint in joints], np.float32),
         joint_confidence=np.array([joint["confidence"] for joint in joints], np.float32),
         skeleton=entry["skeleton"],

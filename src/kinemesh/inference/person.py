@@ -53,7 +53,8 @@ class Person:
     Attributes:
         vertices: (V, 3) float32, camera frame, metres; V is 0 where the network has no mesh.
         faces: (F, 3) int64 into ``vertices``, counter-clockwise seen from outside.
-        joints: (J, 3) float32, camera frame, metres.
+        joints: (J, 3) float32, camera frame, metres; (0, 3) where the network finds them in
+            the image alone.
         joints_px: (J, 2) float32 found in the image, pixels from its upper left corner.
         joint_confidence: (J,) float32 in 0..1.
         skeleton: Name of the joint set, a key of ``kinemesh.skeletons.SKELETONS``.
@@ -78,3 +79,8 @@ class Person:
     def has_mesh(self) -> bool:
         """Whether there are vertices and faces."""
         return len(self.vertices) > 0
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether the joints have a place in the camera frame, and not in the image alone."""
+        return len(self.joints) > 0

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.mesh_networks import adapt_network
 from kinemesh.inference.person import Person, PhotoCamera, check_focal_px
 from kinemesh.inference.placement import place_in_camera
+
+if TYPE_CHECKING:
+    from kinemesh.inference.keypoints import KeypointPredictor
 
 BATCH_SIZE = 16
 PLAUSIBLE_FOCAL = (0.1, 100.0)
@@ -278,7 +281,7 @@ class Predictor:
 
 def load(
     name: str | Path = "body", device: str = "auto", assets: str | Path | None = None
-) -> Predictor:
+) -> "Predictor | KeypointPredictor":
     """Load a predictor: the shipped "body" or "hand", or a weight file.
 
     Args:
@@ -288,14 +291,22 @@ def load(
         assets: Folder with the user's own SMPL or MANO files, for a weight file that does not hold
             its mesh (``kinemesh doctor --assets FOLDER`` says what is there).
 
+    Returns:
+        A `Predictor`, or a `kinemesh.inference.keypoints.KeypointPredictor` for a network of 2D
+        keypoints.
+
     Raises:
         InputError: There is no such model, the file is not one of ours, its mesh is in neither the
             file nor ``assets``, or the device is missing.
     """
     # the registry imports every architecture, which a caller with a network of its own never needs
     from kinemesh.models.optimised import optimise  # noqa: PLC0415
-    from kinemesh.models.registry import load_model  # noqa: PLC0415
+    from kinemesh.models.registry import load_keypoint_model, load_model, task_of  # noqa: PLC0415
 
+    if task_of(name) == "pose2d":
+        from kinemesh.inference.keypoints import KeypointPredictor  # noqa: PLC0415
+
+        return KeypointPredictor(*load_keypoint_model(name), device)
     place = resolve_device(device)
     network, topology, metadata = load_model(name, None if assets is None else Path(assets))
     if place.type == "cpu":  # the same outputs up to rounding, in less time

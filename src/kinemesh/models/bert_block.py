@@ -10,6 +10,7 @@ A attention heads, K = H / A head width.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -220,7 +221,7 @@ class TransformerBlock(nn.Module):
         graph: GraphTokens | None = None,
     ) -> None:
         super().__init__()
-        if hidden_dim % heads:
+        if heads < 1 or hidden_dim % heads:
             raise InputError(
                 f"hidden_dim: expected a multiple of heads={heads}, found {hidden_dim}."
             )
@@ -244,6 +245,29 @@ class TransformerBlock(nn.Module):
         encoded = self.bert(tokens, return_attention)
         tokens_BTO = self.cls_head(encoded.tokens) + self.residual(tokens)
         return BlockOutput(tokens_BTO, encoded.hidden, encoded.attention)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSizes:
+    """Sizes of a `BlockChain`, which every configuration of a network has.
+
+    Attributes:
+        hidden_dims: Width of each block.
+        feed_forward_dims: Width inside the feed-forward part of each block.
+        out_dims: Output width of each block; the last is 3.
+        layers: BERT layers in each block.
+        heads: Attention heads in each layer.
+        dropout: Probability.
+        positions: Size of the position tables, the largest number of tokens.
+    """
+
+    hidden_dims: tuple[int, ...]
+    feed_forward_dims: tuple[int, ...]
+    out_dims: tuple[int, ...] = (512, 128, 3)
+    layers: int = 4
+    heads: int = 4
+    dropout: float = 0.1
+    positions: int = 512
 
 
 class BlockChain(nn.ModuleList):

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -29,11 +30,19 @@ _LEGACY_PICKLES = 5  # magic number, protocol, machine, the object, the names of
 _HARMLESS = re.compile(
     r"collections\.OrderedDict|torch\._utils\._rebuild_\w+|torch\.Size"
     r"|torch(\.cuda|\.storage)?\.\w*Storage|torch\.serialization\._get_layout"
+    r"|numpy\._?core\.multiarray\.scalar|numpy\.dtype|_codecs\.encode"
 )
 """What tensors are pickled with."""
+_NUMBERS: list[Any] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("f8", "f4", "i8")),
+]
+"""What single numbers of NumPy are pickled with, such as the score beside a training's tensors."""
 _NOT_OWN = ("torch.", "collections.", "builtins.", "__builtin__.")
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net")
-"""Keys under which training scripts keep the tensors beside optimiser and counters."""
+_WRAPPERS = ("best_state_dict", "state_dict", "model_state_dict", "model", "network", "net")
+"""Keys under which training scripts keep the tensors beside optimiser and counters, best first."""
 _LISTED = 5
 
 
@@ -62,11 +71,16 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     return _own(_without_module(_named_tensors(path, content), path))
 
 
-def _format(path: Path) -> Format:
-    """What the first bytes say the file is."""
+def check_is_file(path: Path) -> None:
+    """Raise an `InputError` if there is no such file, or a folder in its place."""
     if not path.is_file():
         what = "this is a folder" if path.is_dir() else "there is no such file"
         raise InputError(f"{path}: {what}. Expected a checkpoint such as state_dict.bin.")
+
+
+def _format(path: Path) -> Format:
+    """What the first bytes say the file is."""
+    check_is_file(path)
     with path.open("rb") as file:
         head = file.read(16)
     if head.startswith(b"PK\x03\x04"):
@@ -105,7 +119,8 @@ def _read_pickled(path: Path, kind: Format) -> Any:
             "or, if it was cut off, download it again."
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
         _refuse_objects(path, kind)
         raise InputError(
@@ -187,7 +202,20 @@ def _named_tensors(path: Path, content: Any) -> dict[str, Tensor]:
             f"{path}: expected a state dict, tensors by name, found {found}. Save the state dict "
             "alone, or under the key 'state_dict'."
         )
+    special = [name for name, value in content.items() if not _is_plain(value)]
+    if special:
+        raise InputError(
+            f"{path}: expected dense tensors of real numbers, found {len(special)} others (sparse, "
+            f"quantised, complex or without storage): {_some(special)}. Save them dense, in "
+            "float32."
+        )
     return dict(content)
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether a tensor is an ordinary one of real numbers."""
+    dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
+    return dense and not value.is_complex() and value.device.type == "cpu"
 
 
 def _without_module(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

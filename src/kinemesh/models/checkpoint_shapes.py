@@ -4,6 +4,7 @@ What a tensor that is absent would tell keeps the published value. The check of 
 a network of these sizes then names everything that is missing or does not fit at once.
 """
 
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -39,7 +40,7 @@ def backbone_of(shapes: Shapes, prefix: str = "backbone.") -> dict[str, Any]:
 
 def _hrnet_of(shapes: Shapes) -> dict[str, Any]:
     def channels(name: str, default: int) -> int:
-        return _size(shapes, f"{name}.weight", 0, default)
+        return size_of(shapes, f"{name}.weight", 0, default)
 
     found = {
         "stem_width": channels("conv1", _HRNET["stem_width"]),
@@ -49,7 +50,7 @@ def _hrnet_of(shapes: Shapes) -> dict[str, Any]:
         ),
         "pooled_channels": channels("final_layer.0", _HRNET["pooled_channels"]),
         "modules": tuple(
-            _count(shapes, f"stage{stage}", default)
+            count_modules(shapes, f"stage{stage}", default)
             for stage, default in enumerate(_HRNET["modules"], start=2)
         ),
     }
@@ -58,8 +59,8 @@ def _hrnet_of(shapes: Shapes) -> dict[str, Any]:
 
 
 def _resnet_of(shapes: Shapes) -> dict[str, Any]:
-    depth = _DEPTHS.get(_count(shapes, "layer3", 6), 50)
-    width = _size(shapes, "conv1.weight", 0, 64)
+    depth = _DEPTHS.get(count_modules(shapes, "layer3", 6), 50)
+    width = size_of(shapes, "conv1.weight", 0, 64)
     return {"name": "resnet", "depth": depth, **({} if width == 64 else {"width": width})}
 
 
@@ -79,12 +80,12 @@ def config_of(
         heads: Attention heads, which no shape tells.
         joints: J where no shape tells it, as in a Mesh Graphormer body; None: the published one.
     """
-    blocks = max(_count(shapes, "trans_encoder", 3), 1)
+    blocks = max(count_modules(shapes, "trans_encoder", 3), 1)
     config = replace(published, **_mesh_sizes(shapes, published, joints))
     config = replace(config, **_block_sizes(shapes, config, blocks), heads=heads)
     pooled = _pooled_channels(backbone)
     if isinstance(config, MetroConfig):
-        cells = _size(shapes, "conv_learn_tokens.weight", 1, config.cells)
+        cells = size_of(shapes, "conv_learn_tokens.weight", 1, config.cells)
         return replace(config, map_channels=pooled, cells=cells)
     planes = backbone.get("head_planes", _HRNET["head_planes"])
     graph = tuple(
@@ -97,18 +98,18 @@ def config_of(
 def _mesh_sizes(
     shapes: Shapes, published: MetroConfig | GraphormerConfig, joints: int | None
 ) -> dict[str, Any]:
-    coarse = _size(shapes, "upsampling.weight", 1, published.coarse_vertices)
+    coarse = size_of(shapes, "upsampling.weight", 1, published.coarse_vertices)
     stages = [f"upsampling{n if n > 1 else ''}.weight" for n in range(1, 10)]
-    upsampled = tuple(shapes[name][0] for name in stages if name in shapes)
-    queries = _size(shapes, "cam_param_fc2.weight", 1, 0)
+    upsampled = tuple(size_of(shapes, name, 0, coarse) for name in stages if name in shapes)
+    queries = size_of(shapes, "cam_param_fc2.weight", 1, 0)
     if published.camera_tokens == "vertices":
-        queries = _size(shapes, "conv_learn_tokens.weight", 0, 0)
+        queries = size_of(shapes, "conv_learn_tokens.weight", 0, 0)
     found = queries - coarse if queries > coarse else published.joints
     return {
         "joints": joints or found,
         "coarse_vertices": coarse,
         "upsampled": upsampled or published.upsampled,
-        "camera_hidden": _size(shapes, "cam_param_fc2.weight", 0, published.camera_hidden),
+        "camera_hidden": size_of(shapes, "cam_param_fc2.weight", 0, published.camera_hidden),
     }
 
 
@@ -118,7 +119,7 @@ def _block_sizes(
     def each(name: str, axis: int, defaults: tuple[int, ...]) -> tuple[int, ...]:
         padded = (*defaults, *(defaults[-1:] * blocks))
         names = [f"trans_encoder.{block}.{name}.weight" for block in range(blocks)]
-        return tuple(_size(shapes, full, axis, padded[b]) for b, full in enumerate(names))
+        return tuple(size_of(shapes, full, axis, padded[b]) for b, full in enumerate(names))
 
     first, layer = "trans_encoder.0.bert", "bert.encoder.layer.0"
     outputs = each("cls_head", 0, published.out_dims)
@@ -126,8 +127,8 @@ def _block_sizes(
         "hidden_dims": each("bert.position_embeddings", 1, published.hidden_dims),
         "feed_forward_dims": each(f"{layer}.intermediate.dense", 0, published.feed_forward_dims),
         "out_dims": (*outputs[:-1], 3),
-        "layers": _count(shapes, f"{first}.encoder.layer", published.layers),
-        "positions": _size(shapes, f"{first}.position_embeddings.weight", 0, published.positions),
+        "layers": count_modules(shapes, f"{first}.encoder.layer", published.layers),
+        "positions": size_of(shapes, f"{first}.position_embeddings.weight", 0, published.positions),
     }
 
 
@@ -137,13 +138,18 @@ def _pooled_channels(backbone: Mapping[str, Any]) -> int:
     return int(backbone.get("pooled_channels", _HRNET["pooled_channels"]))
 
 
-def _size(shapes: Shapes, name: str, axis: int, default: int) -> int:
+def size_of(shapes: Shapes, name: str, axis: int, default: int) -> int:
+    """Length of an axis of a tensor; ``default`` where it is absent."""
     shape = shapes.get(name, ())
     return shape[axis] if len(shape) > axis else default
 
 
-def _count(shapes: Shapes, parent: str, default: int) -> int:
-    """How many numbered modules stand below a name; ``default`` where there is none."""
-    pattern = re.compile(rf"{re.escape(parent)}\.(\d+)\.")
-    numbers = [int(match[1]) for match in map(pattern.match, shapes) if match]
-    return max(numbers) + 1 if numbers else default
+def count_modules(shapes: Shapes, parent: str, default: int) -> int:
+    """How many modules stand below a name, numbered from 0 without a gap.
+
+    ``default`` where there is no first one. What stands beyond a gap is not counted: a damaged
+    name must not make a network of thousands of blocks.
+    """
+    pattern = re.compile(rf"{re.escape(parent)}\.(\d{{1,3}})\.")
+    numbers = {int(match[1]) for match in map(pattern.match, shapes) if match}
+    return next(n for n in itertools.count() if n not in numbers) or default

@@ -14,7 +14,7 @@ number of joints of a Mesh Graphormer body; both have the published values unles
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,10 +22,17 @@ import torch
 from torch import Tensor
 
 from kinemesh.errors import InputError
+from kinemesh.models.checkpoint_check import check_tensors, some
 from kinemesh.models.checkpoint_files import read_tensors
 from kinemesh.models.checkpoint_shapes import backbone_of, config_of
 from kinemesh.models.graphormer import GraphormerConfig
 from kinemesh.models.metro import MetroConfig
+from kinemesh.models.prtr_checkpoints import (
+    DETR,
+    keypoint_family_of,
+    keypoints_from_official,
+)
+from kinemesh.models.prtr_variants import KEYPOINT_CONFIGS, POSE2D, KeypointConfig
 from kinemesh.models.variants import Config, blank_backbone, blank_network
 
 __all__ = [
@@ -38,12 +45,12 @@ __all__ = [
     "to_official",
 ]
 
-_LISTED = 8
 _ATTENTION = re.compile(r"(.*\.attention\.self\.)(query|key|value)\.(weight|bias)")
 _FUSED = re.compile(r"(.*\.attention\.self\.)qkv\.(weight|bias)")
 _PARTS = ("query", "key", "value")
 _RESNET = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 _COUNTER = ".num_batches_tracked"
+_HEADS = 4
 _WORDS, _SEGMENTS, _CLASSES = 30522, 2, 1000
 """Rows of the dead tables: BERT's vocabulary and token types, ImageNet's classes."""
 
@@ -54,18 +61,25 @@ class Family:
 
     Attributes:
         architecture: What it builds: a key of `registry.ARCHITECTURES`, or a backbone alone.
-        task: "body", "hand", or None for a backbone.
+        task: "body", "hand", "pose2d", or None for a backbone.
         files: Names that its files were published under.
     """
 
-    architecture: Literal["metro", "graphormer", "hrnet", "resnet"]
-    task: Literal["body", "hand"] | None
+    architecture: Literal[
+        "metro", "graphormer", "hrnet", "resnet", "prtr", "prtr-deformable", "prtr-sequential"
+    ]
+    task: Literal["body", "hand", "pose2d"] | None
     files: str
 
     @property
     def is_backbone(self) -> bool:
-        """Whether its files hold an ImageNet classifier, not a mesh network."""
+        """Whether its files hold an ImageNet classifier, not a whole network."""
         return self.task is None
+
+    @property
+    def finds_keypoints(self) -> bool:
+        """Whether it is one of PRTR's, which find 2D keypoints and have no mesh."""
+        return self.task == POSE2D
 
 
 FAMILIES: dict[str, Family] = {
@@ -81,6 +95,9 @@ FAMILIES: dict[str, Family] = {
         "hrnetv2_w64_imagenet_pretrained.pth, hrnetv2_w40_imagenet_pretrained.pth",
     ),
     "resnet-imagenet": Family("resnet", None, "resnet50-0676ba61.pth and others of torchvision"),
+    "prtr": Family("prtr", "pose2d", "checkpoint.pth, model_best.pth, final_state.pth of PRTR"),
+    "prtr-deformable": Family("prtr-deformable", "pose2d", "the same of its deformable variant"),
+    "prtr-sequential": Family("prtr-sequential", "pose2d", "none released"),
 }
 """Official checkpoints that can be read, by the name that ``kinemesh convert --family`` takes."""
 
@@ -95,13 +112,14 @@ class Converted:
         backbone: What `variants.build_backbone` takes.
         config: Configuration of the network; None for a backbone alone.
         dropped: Official names of tensors without influence, which were left out.
-        added: Our names of counters that old files lack (``num_batches_tracked``, zero).
+        added: Our names of what a file may lack: counters (``num_batches_tracked``, zero) and
+            constants.
     """
 
     family: str
     state: dict[str, Tensor]
     backbone: dict[str, Any]
-    config: Config | None
+    config: Config | KeypointConfig | None
     dropped: tuple[str, ...]
     added: tuple[str, ...]
 
@@ -111,6 +129,9 @@ def family_of(state: Mapping[str, Tensor]) -> str | None:
 
     A body is told from a hand by its camera, which reads the vertices alone.
     """
+    keypoints = keypoint_family_of(state)
+    if keypoints in KEYPOINT_CONFIGS:
+        return keypoints
     if any(name.startswith("trans_encoder.") for name in state):
         system = "graphormer" if "grid_feat_dim.weight" in state else "metro"
         return f"{system}-{'body' if _reads_vertices_alone(state) else 'hand'}"
@@ -132,7 +153,7 @@ def from_official(
     state: Mapping[str, Tensor],
     family: str | None = None,
     *,
-    heads: int = 4,
+    heads: int | None = None,
     joints: int | None = None,
 ) -> Converted:
     """Turn a state dict with official names into ours.
@@ -140,7 +161,7 @@ def from_official(
     Args:
         state: Tensors by official name, as `read_tensors` returns them.
         family: Key of `FAMILIES`; None takes the one that the names show.
-        heads: Attention heads, which no shape tells; the published networks have 4.
+        heads: Attention heads, which no shape tells; None: as published, 4, and 8 in PRTR.
         joints: Joint tokens of a Mesh Graphormer body, which no shape tells; None: 14.
 
     Returns:
@@ -151,6 +172,17 @@ def from_official(
             another shape than the rest implies; the message names them.
     """
     family = _checked_family(family, state)
+    if heads is not None and heads < 1:
+        raise InputError(f"heads: expected 1 or more, found {heads}.")
+    if empty := [name for name, value in state.items() if not value.numel()]:
+        raise InputError(
+            f"Expected tensors with values, found {len(empty)} with none: {some(empty)}. The file "
+            "is damaged."
+        )
+    if family in KEYPOINT_CONFIGS:
+        found = keypoints_from_official(state, family, heads)
+        sizes = found.backbone, found.config
+        return Converted(family, found.state, *sizes, found.dropped, found.added)
     dropped = tuple(name for name in state if _is_dead(name, family))
     live = {_our_module(n): v for n, v in state.items() if not _is_dead(n, family)}
     shapes = {name: tuple(value.shape) for name, value in live.items()}
@@ -161,12 +193,12 @@ def from_official(
         ours = blank_backbone(backbone)
     else:
         backbone = backbone_of(shapes)
-        config = config_of(shapes, _published(kind), backbone, heads, joints)
+        config = config_of(shapes, _published(kind), backbone, heads or _HEADS, joints)
         ours = blank_network(config, backbone)
     wanted = {name: tuple(value.shape) for name, value in _split(ours.state_dict()).items()}
     added = tuple(name for name in wanted if name.endswith(_COUNTER) and name not in live)
     live |= {name: torch.zeros((), dtype=torch.int64) for name in added}
-    _check_tensors(live, wanted, family)
+    check_tensors(live, wanted, family, _official_names(live))
     converted = _fuse({name: live[name] for name in wanted})
     return Converted(family, converted, backbone, config, dropped, added)
 
@@ -185,10 +217,13 @@ def to_official(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
         InputError: The tensors belong to another family.
     """
     family = _checked_family(family, state)
+    if FAMILIES[family].finds_keypoints:
+        return dict(state)
     split = _split(state)
     if FAMILIES[family].is_backbone:
         return split | _dead_classifier(split, prefix="", layer=_classifier(family))
-    official = {_official_name(name, split): tensor for name, tensor in split.items()}
+    official_name = _official_names(split)
+    official = {official_name(name): tensor for name, tensor in split.items()}
     official |= _dead_encoder(split)
     if "backbone.final_layer.0.weight" in split:
         official |= _dead_classifier(split, prefix="backbone.", layer="classifier")
@@ -204,10 +239,15 @@ def _checked_family(family: str | None, state: Mapping[str, Tensor]) -> str:
     if family is not None and family not in FAMILIES:
         raise InputError(f"family: expected one of {', '.join(FAMILIES)}, found {family!r}.")
     found = family_of(state)
+    if keypoint_family_of(state) == DETR:
+        raise InputError(
+            "These are the tensors of DETR, a detector, which is no network of this library. Give "
+            "the file to the training of PRTR as weights to begin with."
+        )
     if found is None:
         raise InputError(
             f"Expected the tensors of one of the families {', '.join(FAMILIES)}; found "
-            f"{len(state)} tensors whose names fit none of them: {_some(state)}."
+            f"{len(state)} tensors whose names fit none of them: {some(state)}."
         )
     if family not in {None, found}:
         raise InputError(
@@ -241,13 +281,18 @@ def _our_module(name: str) -> str:
     return name
 
 
-def _official_name(name: str, state: Mapping[str, Tensor]) -> str:
-    """Inverse of `_our_module`; ``state`` has our names and tells whether there is a ResNet."""
-    if any(key.startswith("backbone.layer2.") for key in state):
-        for number, module in _RESNET.items():
-            if name.startswith(f"backbone.{module}."):
-                return name.replace(module, number, 1)
-    return name
+def _official_names(state: Iterable[str]) -> Callable[[str], str]:
+    """Inverse of `_our_module` for our names, which tell whether there is a ResNet."""
+    has_resnet = any(name.startswith("backbone.layer2.") for name in state)
+    numbers = {module: number for number, module in _RESNET.items()} if has_resnet else {}
+
+    def official(name: str) -> str:
+        top, _, rest = name.partition(".")
+        module, _, tail = rest.partition(".")
+        is_counted = top == "backbone" and module in numbers
+        return f"backbone.{numbers[module]}.{tail}" if is_counted else name
+
+    return official
 
 
 def _fuse(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -334,39 +379,3 @@ def _official_rank(name: str) -> list[int]:
         return [0]
     order = {part: rank for rank, part in enumerate(_OFFICIAL_ORDER)}
     return [int(part) if part.isdigit() else order.get(part, len(order)) for part in parts]
-
-
-# Checks --------------------------------------------------------------------------------------
-
-
-def _check_tensors(
-    state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], family: str
-) -> None:
-    """Raise unless names and shapes are those wanted; both sides have torchvision's names."""
-    missing = [name for name in wanted if name not in state]
-    unknown = [name for name in state if name not in wanted]
-    differing = [
-        f"{_official_name(name, state)}: expected {shape}, found {tuple(state[name].shape)}"
-        for name, shape in wanted.items()
-        if name in state and tuple(state[name].shape) != shape
-    ]
-    problems = [
-        f"{len(names)} {what}: {_some(_official_name(name, state) for name in names)}"
-        for what, names in (("missing", missing), ("unknown", unknown))
-        if names
-    ]
-    if differing:
-        lines = "".join(f"\n  {line}" for line in differing)
-        problems.append(f"{len(differing)} of another shape:{lines}")
-    if problems:
-        raise InputError(
-            f"The tensors do not make a network of the family {family!r} "
-            f"({len(wanted)} tensors expected, {len(state)} found): {'; '.join(problems)}"
-        )
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -7,17 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinemesh.bodies.official_assets import mano_topology, smpl_topology
 from kinemesh.bodies.topology import Topology, strip_prefix
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path, sha256
-from kinemesh.models.checkpoint_files import read_tensors
+from kinemesh.models.checkpoint_check import differences
+from kinemesh.models.checkpoint_files import check_is_file, read_tensors
 from kinemesh.models.checkpoints import FAMILIES, Converted, from_official, to_official
-from kinemesh.models.registry import is_weight_file, read_weights, write_weights
+from kinemesh.models.graphormer import GraphormerConfig
+from kinemesh.models.graphormer_pose import PoseGraphormerConfig
+from kinemesh.models.metro import MetroConfig
+from kinemesh.models.prtr_checkpoints import KeypointTensors, record_of_tensors
+from kinemesh.models.prtr_variants import POSE2D, KeypointConfig, build_keypoint_network
+from kinemesh.models.registry import is_weight_file, read_record, read_weights, write_weights
 from kinemesh.models.variants import (
     VARIANTS,
+    Config,
     Task,
     blank_backbone,
     blank_network,
@@ -55,7 +62,8 @@ def convert_checkpoint(
     *,
     out: Path | None = None,
     assets: Path | None = None,
-    heads: int = 4,
+    heads: int | None = None,
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write an official checkpoint as a weight file of this library, in float32.
@@ -66,7 +74,9 @@ def convert_checkpoint(
         out: Where to write; None: beside ``source`` with the suffix .safetensors.
         assets: Folder with the user's SMPL or MANO files. The mesh that the network was trained
             on is then stored with the weights, so that they can be used without the folder.
-        heads: Attention heads, which no shape tells.
+        heads: Attention heads, which no shape tells; None: as published.
+        size: Width and height of the crop of a network of PRTR, which no shape tells; None: the
+            smallest published one.
         overwrite: Replace a file that is there already.
 
     Raises:
@@ -74,6 +84,7 @@ def convert_checkpoint(
             there already.
     """
     source = Path(source)
+    check_is_file(source)
     if is_weight_file(source):
         raise InputError(
             f"{source}: this is a weight file of kinemesh already. Turn it into an official "
@@ -83,9 +94,12 @@ def convert_checkpoint(
     converted = from_official(read_tensors(source), family, heads=heads)
     task = FAMILIES[converted.family].task
     topology = None if assets is None else _topology(assets, task)
-    variant = _variant_of(converted)
+    if size is not None and task != POSE2D:
+        raise InputError("size: only the networks of PRTR take crops of several sizes.")
+    described = _record(converted, task, topology, size)
+    variant = described.get("variant")
     record = {
-        **_record(converted, task, topology, variant),
+        **described,
         "source": {"file": source.name, "sha256": sha256(source)},
         "license": LICENSE,
     }
@@ -95,27 +109,41 @@ def convert_checkpoint(
     return Conversion(out, converted, variant, topology)
 
 
-def _topology(assets: Path, task: Task | None) -> Topology:
-    if task is None:
-        raise InputError("assets: a backbone has no mesh; leave --assets out.")
+def _topology(assets: Path, task: str | None) -> Topology:
+    if task not in ("body", "hand"):
+        what = "a backbone" if task is None else "a network of 2D keypoints"
+        raise InputError(f"assets: {what} has no mesh; leave --assets out.")
     return smpl_topology(assets) if task == "body" else mano_topology(assets)
 
 
 def _record(
-    converted: Converted, task: Task | None, topology: Topology | None, variant: str | None
+    converted: Converted,
+    task: str | None,
+    topology: Topology | None,
+    size: tuple[int, int] | None,
 ) -> dict[str, Any]:
     family = converted.family
-    if converted.config is None or task is None:
+    if isinstance(converted.config, KeypointConfig):
+        sizes = converted.backbone, converted.config
+        found = KeypointTensors(converted.state, *sizes, converted.dropped, converted.added)
+        return record_of_tensors(found, size)
+    if converted.config is None:
         backbone = {"backbone": converted.backbone, "task": None}
         return {"architecture": FAMILIES[family].architecture, "family": family, **backbone}
+    mesh_task: Task = "body" if task == "body" else "hand"
     return network_metadata(
-        converted.config, converted.backbone, task, topology, family=family, variant=variant
+        converted.config,
+        converted.backbone,
+        mesh_task,
+        topology,
+        family=family,
+        variant=_variant_of(converted.config, converted.backbone),
     )
 
 
-def _variant_of(converted: Converted) -> str | None:
+def _variant_of(config: Config, backbone: Mapping[str, Any]) -> str | None:
     """The registered variant with these sizes."""
-    sizes = converted.config, converted.backbone
+    sizes = config, backbone
     return next((v.name for v in VARIANTS.values() if (v.config, v.backbone) == sizes), None)
 
 
@@ -149,7 +177,7 @@ def export_official(
     that is what the official code runs on. Tensors without influence are there, see `to_official`.
 
     Args:
-        source: Weight file of METRO, Mesh Graphormer or a backbone.
+        source: Weight file of METRO, Mesh Graphormer, PRTR or a backbone.
         family: Checked against what the file holds; None takes that.
         out: Where to write; None: beside ``source``, ``<stem>_state_dict.bin``.
         overwrite: Replace a file that is there already.
@@ -162,29 +190,77 @@ def export_official(
             target is there already.
     """
     source = Path(source)
+    check_is_file(source)
     # The official loader takes a file for a state dict if its path says so.
     stem = source.stem.removesuffix("_state_dict") + "_state_dict"
     out = _target(source, out, f"{stem}.bin", overwrite)
     tensors, record = read_weights(source)
     found = record.get("family")
-    if found not in FAMILIES:
+    if not isinstance(found, str) or found not in FAMILIES:
         raise InputError(
             f"{source}: a network of the architecture {record.get('architecture')!r}; no official "
             "code reads its weights, so there is nothing to convert to."
         )
-    official = to_official(_ordered(strip_prefix(tensors, "model."), record), family or found)
+    ordered = _ordered(strip_prefix(tensors, "model."), record, source)
+    official = to_official(ordered, family or found)
     with atomic_path(out) as temporary:
         torch.save(OrderedDict(official), temporary, _use_new_zipfile_serialization=False)
     return out, found, len(official)
 
 
-def _ordered(state: Mapping[str, Tensor], record: Mapping[str, Any]) -> dict[str, Tensor]:
+def note_on_sizes(source: str | Path) -> str:
+    """What to know before official code is given a weight file of this library.
+
+    Returns:
+        That its sizes are those of no published network, and what they are; empty if they are.
+    """
+    record = read_record(Path(source))
+    if record["task"] not in ("body", "hand"):
+        return ""
+    config, backbone = config_from(record), record["backbone"]
+    if isinstance(config, PoseGraphormerConfig) or _variant_of(config, backbone) is not None:
+        return ""
+    return (
+        f"These are not the sizes of a published network: {sizes_of(config, backbone)}. Official "
+        "code loads the file only if it is changed to build a network of these sizes and, where "
+        "the mesh is another than SMPL or MANO, of that mesh."
+    )
+
+
+def sizes_of(config: MetroConfig | GraphormerConfig, backbone: Mapping[str, Any]) -> str:
+    """The sizes in which networks of one kind differ, in words."""
+    levels = ", ".join(map(str, (config.coarse_vertices, *config.upsampled)))
+    widths = ", ".join(map(str, config.hidden_dims))
+    return (
+        f"{config.joints} joints, meshes of {levels} vertices, widths {widths}, {config.layers} "
+        f"layers, {config.heads} heads, backbone {' '.join(map(str, backbone.values()))}"
+    )
+
+
+def _ordered(
+    state: Mapping[str, Tensor], record: Mapping[str, Any], source: Path
+) -> dict[str, Tensor]:
     """The float32 tensors of a weight file, which sorts them, in the order of the modules."""
-    if record["task"] is None:
-        blank = blank_backbone(record["backbone"])
-    else:
-        blank = blank_network(config_from(record), record["backbone"])
+    try:
+        blank = _blank(record).state_dict()
+        problems = differences(state, {name: tuple(value.shape) for name, value in blank.items()})
+    except Exception as error:  # a damaged record may hold anything
+        problems = f"{type(error).__name__}: {error}"
+    if problems:
+        raise InputError(
+            f"{source}: expected tensors and a record in the header that fit each other, found "
+            f"{problems}. The file is damaged or was written by another version of kinemesh."
+        )
     return {
         name: state[name].float() if state[name].is_floating_point() else state[name]
-        for name in blank.state_dict()
+        for name in blank
     }
+
+
+def _blank(record: Mapping[str, Any]) -> nn.Module:
+    """The network of a record without storage."""
+    if record["task"] is None:
+        return blank_backbone(record["backbone"])
+    if record["task"] == POSE2D:
+        return build_keypoint_network(record, blank=True)
+    return blank_network(config_from(record), record["backbone"])

@@ -126,13 +126,23 @@ class DeformableAttention(nn.Module):
             memory_BTD: Levels after one another, each row by row.
             levels: Their sizes.
         """
-        grouped = (self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query_BQD).unflatten(-1, (*grouped, 2))
-        # One softmax over the points of all levels.
-        weights = self.attention_weights(query_BQD).unflatten(-1, (self.heads, -1)).softmax(-1)
-        locations = reference_BQL2[:, :, None, :, None] + offsets * levels.pixel_L2[:, None]
+        locations, weights = self.samples(query_BQD, reference_BQL2, levels)
         value = self.value_proj(memory_BTD).unflatten(-1, (self.heads, -1))
-        weights = weights.unflatten(-1, grouped[1:])
         mixed = deformable_attention(value, levels.sizes, locations, weights)
         out: Tensor = self.output_proj(mixed)
         return out
+
+    def samples(
+        self, query_BQD: Tensor, reference_BQL2: Tensor, levels: Levels
+    ) -> tuple[Tensor, Tensor]:
+        """Where each query looks and how much; arguments as of `forward`.
+
+        Returns:
+            x and y in [0,1] of the level (B,Q,M,L,P,2), and weights (B,Q,M,L,P), whose sum over
+            the points of all levels is one.
+        """
+        grouped = (self.levels, self.points)
+        offsets = self.sampling_offsets(query_BQD).unflatten(-1, (self.heads, *grouped, 2))
+        locations = reference_BQL2[:, :, None, :, None] + offsets * levels.pixel_L2[:, None]
+        weights = self.attention_weights(query_BQD).unflatten(-1, (self.heads, -1)).softmax(-1)
+        return locations, weights.unflatten(-1, grouped)

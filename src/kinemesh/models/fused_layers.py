@@ -10,7 +10,7 @@ are made of plain operations.
 Shape legend: B batch, C channels, H and W size of a map, D in and H out width of a linear layer.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +65,33 @@ def is_pointwise(conv: nn.Conv2d) -> bool:
     return set(conv.kernel_size) == {1} and {int(size) for size in conv.padding} == {0}
 
 
-class FusedConv2d(nn.Module):
+class PackedLayer(nn.Module):
+    """A layer whose weight may be packed for oneDNN, which only this process can read.
+
+    For copies and pickles the weight is unpacked and, at the other end, packed again.
+    """
+
+    weight: Tensor
+    packed: bool
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Bring a plain weight into the order that the kernels of this layer read."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self.packed:
+            plain = self.weight.to_dense(self.weight.dtype)
+            state["_buffers"] = {**self._buffers, "weight": plain}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.packed:
+            self._buffers["weight"] = self.pack(self.weight)
+
+
+class FusedConv2d(PackedLayer):
     """``activation(norm(conv(x)))``, or ``relu(total + norm(conv(x)))``, in one call.
 
     Inference only: there are no parameters and no gradients. Results are in ``dtype``, whatever
@@ -80,7 +106,6 @@ class FusedConv2d(nn.Module):
         kernels: See `Kernels`.
     """
 
-    weight: Tensor
     bias: Tensor
 
     def __init__(
@@ -99,12 +124,20 @@ class FusedConv2d(nn.Module):
         self.activation = activation
         self.packed = kernels == "onednn"
         self.by_pixel = self.packed and conv.groups == 1 and is_pointwise(conv)
-        if self.by_pixel:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
-        elif self.packed:
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry)
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer(
+            "weight", self.pack(weight) if self.packed else weight, persistent=False
+        )
         self.register_buffer("bias", bias.to(dtype), persistent=False)
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Order a (C',C,h,w) weight; one of a 1x1 convolution may have lost its last two axes."""
+        packed: Tensor
+        if self.by_pixel:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.flatten(1))
+        else:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+            packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry)
+        return packed
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return (B,C',H',W')."""
@@ -156,7 +189,7 @@ class FusedConv2d(nn.Module):
         return F.conv2d(x_BCHW, self.weight, self.bias, stride, padding, dilation, groups)
 
 
-class FusedLinear(nn.Module):
+class FusedLinear(PackedLayer):
     """``activation(linear(x))``, or ``total + linear(x)``, in one call.
 
     Inference only. Results are in ``dtype``, whatever the input is in.
@@ -168,7 +201,6 @@ class FusedLinear(nn.Module):
         kernels: See `Kernels`.
     """
 
-    weight: Tensor
     bias: Tensor | None
 
     def __init__(
@@ -183,11 +215,16 @@ class FusedLinear(nn.Module):
         self.activation = activation
         weight = linear.weight.detach().to(dtype)
         self.packed = kernels == "onednn"
-        if self.packed:
-            weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer(
+            "weight", self.pack(weight) if self.packed else weight, persistent=False
+        )
         bias = None if linear.bias is None else linear.bias.detach().to(dtype)
         self.register_buffer("bias", bias, persistent=False)
+
+    def pack(self, weight: Tensor) -> Tensor:
+        """Order a (H,D) weight."""
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return packed
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (...,D) to (...,H)."""

@@ -27,11 +27,11 @@ from kinemesh.models.mesh_transformer import (
 from kinemesh.models.query_tokens import QueryTokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphormerConfig(MeshTransformerConfig):
     """Sizes of a `MeshGraphormer`; the defaults are the published ones.
 
-    The other fields are those of `MeshTransformerConfig`.
+    The other fields are those of `MeshTransformerConfig` and `BlockSizes`.
 
     Attributes:
         graph_blocks: Which blocks have graph convolutions.

@@ -9,21 +9,26 @@ Shape legend: B batch, J joints, G grid cells, T = J + G tokens, D token width, 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kinemesh.errors import InputError
+from kinemesh.models.bert_block import BlockSizes
 from kinemesh.models.graphormer import GraphormerEncoder
-from kinemesh.models.mesh_transformer import check_channels, check_shape
+from kinemesh.models.mesh_transformer import check_channels, check_choice, check_shape
 from kinemesh.models.query_tokens import QueryTokens
 from kinemesh.skeletons import HAND21, NO_PARENT, Skeleton
 
+Adjacency = Literal["normalised", "raw"]
 
-@dataclass(frozen=True)
-class PoseGraphormerConfig:
+
+@dataclass(frozen=True, kw_only=True)
+class PoseGraphormerConfig(BlockSizes):
     """Sizes of a `PoseGraphormer`; with 7 x 7 grid cells it has 70 tokens.
+
+    The other fields are those of `BlockSizes`.
 
     Attributes:
         joints: J.
@@ -31,28 +36,22 @@ class PoseGraphormerConfig:
             Graphormer does on its mesh; ``"raw"``: A itself, without self loops.
         grid_channels: Channels of the backbone's map.
         pooled_channels: Channels of the backbone's pooled vector, also D.
-        hidden_dims: Width of each block.
-        feed_forward_dims: Width inside the feed-forward part of each block.
-        out_dims: Output width of each block; the last is 3.
         graph_blocks: Which blocks have graph convolutions.
-        layers: BERT layers in each block.
-        heads: Attention heads in each layer.
-        dropout: Probability.
-        positions: Size of the position tables, the largest number of tokens.
+
+    Raises:
+        InputError: ``adjacency`` is none of its two values.
     """
 
-    joints: int = 21
-    adjacency: Literal["normalised", "raw"] = "normalised"
-    grid_channels: int = 1024
-    pooled_channels: int = 2048
     hidden_dims: tuple[int, ...] = (1024, 256, 64)
     feed_forward_dims: tuple[int, ...] = (2048, 512, 128)
-    out_dims: tuple[int, ...] = (512, 128, 3)
+    joints: int = 21
+    adjacency: Adjacency = "normalised"
+    grid_channels: int = 1024
+    pooled_channels: int = 2048
     graph_blocks: tuple[bool, ...] = (False, False, True)
-    layers: int = 4
-    heads: int = 4
-    dropout: float = 0.1
-    positions: int = 512
+
+    def __post_init__(self) -> None:
+        check_choice("adjacency", self.adjacency, get_args(Adjacency))
 
 
 class PoseOutput(NamedTuple):
@@ -143,7 +142,7 @@ class PoseGraphormer(nn.Module):
         return PoseOutput(camera_B3, joints_BJ3, encoded.hidden, encoded.attention)
 
 
-def bone_adjacency(skeleton: Skeleton, kind: Literal["normalised", "raw"]) -> Tensor:
+def bone_adjacency(skeleton: Skeleton, kind: Adjacency) -> Tensor:
     """Adjacency of the joints along the bones, (J,J) float32.
 
     Args:
@@ -153,8 +152,7 @@ def bone_adjacency(skeleton: Skeleton, kind: Literal["normalised", "raw"]) -> Te
     Raises:
         InputError: ``kind`` is neither.
     """
-    if kind not in {"normalised", "raw"}:
-        raise InputError(f"adjacency: expected 'normalised' or 'raw', found {kind!r}.")
+    check_choice("adjacency", kind, get_args(Adjacency))
     joined = torch.zeros(len(skeleton), len(skeleton))
     for joint, parent in enumerate(skeleton.parents):
         if parent != NO_PARENT:

@@ -12,19 +12,21 @@ S image side.
 import itertools
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from kinemesh.errors import InputError
-from kinemesh.models.bert_block import BlockChain
+from kinemesh.models.bert_block import BlockChain, BlockSizes
 from kinemesh.models.query_tokens import QueryTokens
+
+CameraTokens = Literal["vertices", "joints+vertices"]
 
 
 @dataclass(frozen=True)
-class MeshTransformerConfig:
-    """Sizes of a `MeshTransformer`.
+class MeshTransformerConfig(BlockSizes):
+    """Sizes of a `MeshTransformer`; the other fields are those of `BlockSizes`.
 
     Attributes:
         joints: J.
@@ -32,27 +34,19 @@ class MeshTransformerConfig:
         upsampled: Vertices after each learned up-sampling, coarse to full.
         camera_tokens: Outputs that the camera is read from.
         camera_hidden: Width inside the camera head.
-        hidden_dims: Width of each block.
-        feed_forward_dims: Width inside the feed-forward part of each block.
-        out_dims: Output width of each block; the last is 3.
-        layers: BERT layers in each block.
-        heads: Attention heads in each layer.
-        dropout: Probability.
-        positions: Size of the position tables, the largest number of tokens.
+
+    Raises:
+        InputError: ``camera_tokens`` is none of its two values.
     """
 
     joints: int
     coarse_vertices: int
     upsampled: tuple[int, ...]
-    camera_tokens: Literal["vertices", "joints+vertices"]
+    camera_tokens: CameraTokens
     camera_hidden: int
-    hidden_dims: tuple[int, ...]
-    feed_forward_dims: tuple[int, ...]
-    out_dims: tuple[int, ...] = (512, 128, 3)
-    layers: int = 4
-    heads: int = 4
-    dropout: float = 0.1
-    positions: int = 512
+
+    def __post_init__(self) -> None:
+        check_choice("camera_tokens", self.camera_tokens, get_args(CameraTokens))
 
 
 class MeshOutput(NamedTuple):
@@ -176,6 +170,12 @@ def check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise an `InputError` that names the argument unless ``tensor`` has this shape."""
     if tuple(tensor.shape) != shape:
         raise InputError(f"{name}: expected shape {shape}, found {tuple(tensor.shape)}.")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise an `InputError` that names the argument unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name}: expected {' or '.join(map(repr, choices))}, found {value!r}.")
 
 
 def check_channels(backbone: nn.Module, attribute: str, expected: int) -> None:

@@ -10,7 +10,7 @@ F channels of the map.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,11 @@ from kinemesh.models.mesh_transformer import (
     MeshTransformer,
     MeshTransformerConfig,
     check_channels,
+    check_choice,
 )
 from kinemesh.models.query_tokens import QueryTokens
+
+ImageFeature = Literal["cells", "pooled"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,18 @@ class MetroConfig(MeshTransformerConfig):
             ``"pooled"``: all queries get the mean of the map.
         cells: S, cells of the map; needed for ``"cells"``. 7 x 7 for a crop of 224 px.
         map_channels: F.
+
+    Raises:
+        InputError: ``image_feature`` or ``camera_tokens`` is none of its two values.
     """
 
-    image_feature: Literal["cells", "pooled"] = "pooled"
+    image_feature: ImageFeature = "pooled"
     cells: int = 49
     map_channels: int = 2048
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("image_feature", self.image_feature, get_args(ImageFeature))
 
     @classmethod
     def body(cls) -> "MetroConfig":

@@ -1,19 +1,40 @@
-"""Backbones with published ImageNet weights, from installed packages or the user's own files."""
+"""Weights to start from: ImageNet backbones, official checkpoints and our own files."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kinemesh.bodies.topology import strip_prefix
 from kinemesh.errors import InputError
-from kinemesh.models.checkpoint_files import read_tensors
+from kinemesh.models.checkpoint_check import differences
+from kinemesh.models.checkpoint_files import check_is_file, read_tensors
 from kinemesh.models.checkpoints import from_official
 from kinemesh.models.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetLite0
 from kinemesh.models.hrnet import HRNet
 from kinemesh.models.registry import is_weight_file, read_weights
 from kinemesh.models.resnet import ResNet
 from kinemesh.optional import require
+
+_COUNTER = ".num_batches_tracked"
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What a file holds, by our names.
+
+    Attributes:
+        path: The file.
+        state: Tensors.
+        kind: What it is, for messages and records.
+        is_backbone: Whether it is a backbone alone.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    kind: str
+    is_backbone: bool
 
 
 def load_backbone(model: HRNet | ResNet, path: str | Path) -> None:
@@ -25,39 +46,68 @@ def load_backbone(model: HRNet | ResNet, path: str | Path) -> None:
 
     Raises:
         InputError: The file cannot be read, is of another kind of backbone, or names or shapes
-            differ from the model's.
+            differ from the model's; the message names the tensors.
     """
-    path = Path(path)
-    if is_weight_file(path):
-        tensors, record = read_weights(path)
-        state, found = strip_prefix(tensors, "model."), record.get("backbone")
-        is_backbone = record.get("task", "") is None
-    else:
-        converted = from_official(read_tensors(path))
-        state, found = converted.state, converted.backbone
-        is_backbone = converted.config is None
-    if not is_backbone:
+    weights = _read(Path(path))
+    if not weights.is_backbone:
         raise InputError(
             f"{path}: expected a backbone trained on ImageNet, found a whole network. Go on with "
             "its training from the weight file instead."
         )
+    _fill(model, weights)
+
+
+def load_initial(network: nn.Module, path: str | Path) -> str:
+    """Fill a network, or its backbone alone where the file holds no more; no code of it is run.
+
+    Args:
+        network: A `Metro`, `MeshGraphormer` or `PoseGraphormer`.
+        path: A weight file of this library, an official checkpoint of METRO or Mesh Graphormer, or
+            an ImageNet checkpoint of HRNet or ResNet.
+
+    Returns:
+        What was loaded, for the record of a training.
+
+    Raises:
+        InputError: The file is none of these, or has other sizes than the network; the message
+            names the tensors.
+    """
+    config = getattr(network, "config", None)  # no shape tells heads, nor all joints
+    weights = _read(Path(path), getattr(config, "heads", None), getattr(config, "joints", None))
+    if weights.is_backbone:
+        _fill(network.get_submodule("backbone"), weights)
+        return f"the backbone from {weights.path.name} ({weights.kind})"
+    _fill(network, weights)
+    return f"all weights from {weights.path.name} ({weights.kind})"
+
+
+def _read(path: Path, heads: int | None = None, joints: int | None = None) -> _Weights:
+    check_is_file(path)
+    if is_weight_file(path):
+        tensors, record = read_weights(path)
+        is_backbone = record.get("task", "") is None
+        kind = f"a weight file of kinemesh, {record.get('architecture')}"
+        return _Weights(path, strip_prefix(tensors, "model."), kind, is_backbone)
+    state = read_tensors(path)
+    try:
+        converted = from_official(state, heads=heads, joints=joints)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    return _Weights(path, converted.state, converted.family, converted.config is None)
+
+
+def _fill(model: nn.Module, weights: _Weights) -> None:
+    """Put tensors into a network that has the same names and shapes."""
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    differing = sorted(wanted.keys() ^ state.keys()) or [
-        f"{name}: expected {shape}, found {tuple(state[name].shape)}"
-        for name, shape in wanted.items()
-        if tuple(state[name].shape) != shape
-    ]
-    if differing:
+    # a frozen batch norm counts no batches
+    state = {n: v for n, v in weights.state.items() if n in wanted or not n.endswith(_COUNTER)}
+    if problems := differences(state, wanted):
         raise InputError(
-            f"{path}: expected the {len(wanted)} tensors of this {_kind(model)}, found the "
-            f"backbone {found}; {len(differing)} tensors are missing, unknown or of another shape, "
-            f"the first: {differing[0]}. Take the file of the same network and size."
+            f"{weights.path}: expected the {len(wanted)} tensors of this {type(model).__name__}, "
+            f"found others ({weights.kind}). Take a file of the same network and sizes. "
+            f"{problems}"
         )
     model.load_state_dict(state)
-
-
-def _kind(model: HRNet | ResNet) -> str:
-    return "HRNet" if isinstance(model, HRNet) else "ResNet"
 
 
 def load_imagenet(model: EfficientNetLite0) -> None:

@@ -28,7 +28,7 @@ _CLAMP = 1e-5
 
 @dataclass(frozen=True)
 class DeformablePrtrConfig(PrtrConfig):
-    """Sizes of a `DeformablePrtr`; see `PrtrConfig`, whose ``pre_norm`` does not exist here.
+    """Sizes of a `DeformablePrtr`; see `PrtrConfig`, whose ``pre_norm`` must be False here.
 
     Attributes:
         levels: At least 3: layers 2 to 4 of the backbone; each more halves the one before.
@@ -55,13 +55,15 @@ class DeformablePrtr(nn.Module):
         backbone: Gives four maps by ``features(image)``, of ``level_channels`` channels.
 
     Raises:
-        InputError: There are fewer than 3 levels.
+        InputError: There are fewer than 3 levels, or ``pre_norm`` is asked for.
     """
 
     def __init__(self, config: DeformablePrtrConfig, backbone: FrozenNormResNet) -> None:
         super().__init__()
         if config.levels < _BACKBONE_LEVELS:
             raise InputError(f"levels: expected at least 3, found {config.levels}.")
+        if config.pre_norm:
+            raise InputError("pre_norm: expected False, the deformable layers have no such form.")
         self.config = config
         width = config.width
         self.backbone = joined_backbone(backbone, position_encoding(config.positions, width))

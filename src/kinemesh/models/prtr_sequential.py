@@ -155,48 +155,6 @@ class SequentialOutput(NamedTuple):
     auxiliary_keypoints: tuple[KeypointSetOutput, ...] = ()
 
 
-class KeypointTransformer(nn.Module):
-    """Keypoint hypotheses from the cells of a crop.
-
-    Args:
-        config: Sizes.
-        channels: Of each level that crops are cut from.
-    """
-
-    def __init__(self, config: SequentialConfig, channels: Sequence[int]) -> None:
-        super().__init__()
-        width = config.keypoint_width
-        self.channels = list(channels)
-        self.query_embed = nn.Embedding(config.keypoint_queries, width)
-        self.input_proj = nn.Conv2d(sum(channels), width, 1)
-        self.transformer = config.transformer(width)
-        self.coord_predictor = MLP(width, 2)
-        self.class_predictor = nn.Linear(width, config.joints + 1)
-
-    def project(self, maps: Sequence[Tensor], grid_BKhw2: Tensor) -> Tensor:
-        """(N,D,h,w): cells of all levels, side by side in channels, through ``input_proj``."""
-        weights = torch.split(self.input_proj.weight, self.channels, dim=1)
-        total = sum(
-            sample_projected(level, weight, grid_BKhw2)
-            for level, weight in zip(maps, weights, strict=True)
-        )
-        assert isinstance(total, Tensor)
-        assert self.input_proj.bias is not None
-        return total + self.input_proj.bias[:, None, None]
-
-    def forward(self, cells_NDhw: Tensor, position_1Dhw: Tensor) -> tuple[Tensor, Tensor]:
-        """Decode the queries.
-
-        Returns:
-            Logits (layers,N,Q,J+1) and x, y in [0,1] of the enlarged box (layers,N,Q,2): of all
-            decoder layers in training mode, of the last alone otherwise.
-        """
-        queries = self.transformer(
-            cells_NDhw, self.query_embed.weight, position_1Dhw, every_layer=self.training
-        ).queries_LBQD
-        return self.class_predictor(queries), self.coord_predictor(queries).sigmoid()
-
-
 def sample_cells(map_BCHW: Tensor, grid_BKhw2: Tensor) -> Tensor:
     """(N,C,h,w) bilinear samples of a map; points outside take the value at the edge."""
     persons, rows = grid_BKhw2.shape[1:3]
@@ -218,6 +176,69 @@ def sample_projected(map_BCHW: Tensor, weight_DC11: Tensor, grid_BKhw2: Tensor) 
     if grid_BKhw2[0, ..., 0].numel() < map_BCHW[0, 0].numel():
         return F.conv2d(sample_cells(map_BCHW, grid_BKhw2), weight_DC11)
     return sample_cells(F.conv2d(map_BCHW, weight_DC11), grid_BKhw2)
+
+
+class SampledProjection(nn.Conv2d):
+    """1x1 convolution of cells that are cut out of several maps, side by side in channels.
+
+    Args:
+        channels: Of each map.
+        width: D.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__(sum(channels), width, 1)
+        self.level_channels = list(channels)
+
+    def forward(  # type: ignore[override]
+        self, maps: Sequence[Tensor], grid_BKhw2: Tensor
+    ) -> Tensor:
+        """Return (N,D,h,w)."""
+        assert self.bias is not None
+        total = self.bias[:, None, None]
+        weights = torch.split(self.weight, self.level_channels, dim=1)
+        for level, weight in zip(maps, weights, strict=True):
+            # A backbone may be optimised to compute in fewer bits than what comes after it.
+            total = total + sample_projected(level.to(weight.dtype), weight, grid_BKhw2)
+        return total
+
+
+class KeypointTransformer(nn.Module):
+    """Keypoint hypotheses from the cells of a crop.
+
+    Args:
+        config: Sizes.
+        channels: Of each level that crops are cut from.
+    """
+
+    def __init__(self, config: SequentialConfig, channels: Sequence[int]) -> None:
+        super().__init__()
+        width = config.keypoint_width
+        self.query_embed = nn.Embedding(config.keypoint_queries, width)
+        self.input_proj = SampledProjection(channels, width)
+        self.transformer = config.transformer(width)
+        self.coord_predictor = MLP(width, 2)
+        self.class_predictor = nn.Linear(width, config.joints + 1)
+
+    def forward(
+        self, maps: Sequence[Tensor], grid_BKhw2: Tensor, position_1Dhw: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Cut out the cells and decode the queries.
+
+        Args:
+            maps: (B,C,H,W) of each level.
+            grid_BKhw2: See `SequentialPrtr.crop_grid`.
+            position_1Dhw: See `SequentialPrtr.crop_position`.
+
+        Returns:
+            Logits (layers,N,Q,J+1) and x, y in [0,1] of the enlarged box (layers,N,Q,2): of all
+            decoder layers in training mode, of the last alone otherwise.
+        """
+        cells_NDhw = self.input_proj(maps, grid_BKhw2)
+        queries = self.transformer(
+            cells_NDhw, self.query_embed.weight, position_1Dhw, every_layer=self.training
+        ).queries_LBQD
+        return self.class_predictor(queries), self.coord_predictor(queries).sigmoid()
 
 
 class SequentialPrtr(nn.Module):
@@ -250,9 +271,9 @@ class SequentialPrtr(nn.Module):
         self.col_embed = nn.Embedding(config.keypoint_width // 4, rows)
         nn.init.uniform_(self.row_embed.weight)
         nn.init.uniform_(self.col_embed.weight)
-        self._register_constants()
+        self.register_constants()
 
-    def _register_constants(self) -> None:
+    def register_constants(self) -> None:
         """Computed, but in official files."""
         rows, columns = self.config.rows, self.config.columns
         valid = torch.ones(1, rows, columns, dtype=torch.bool)
@@ -357,8 +378,8 @@ class SequentialPrtr(nn.Module):
             new = boxes_BK4.new_zeros
             return [KeypointSetOutput(new(*shape, config.joints + 1), new(*shape, 2))]
         chosen = [maps[level] for level in config.levels]
-        cells = self.transformer_kpt.project(chosen, self.crop_grid(boxes_BK4, ratios_B2))
-        logits, in_crop = self.transformer_kpt(cells, self.crop_position())
+        grid = self.crop_grid(boxes_BK4, ratios_B2)
+        logits, in_crop = self.transformer_kpt(chosen, grid, self.crop_position())
         in_crop = in_crop.unflatten(1, (batch, persons))
         centre, side = boxes_BK4.unsqueeze(2).chunk(2, dim=-1)
         coords = ((_ENLARGED * in_crop - _ENLARGED / 2) * side + centre).clamp(0, 1)

@@ -22,6 +22,7 @@ from kinemesh.bodies.topology import Topology, strip_prefix
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path, sha256, write_json
 from kinemesh.models.guided_graphormer import GuidedGraphormer, GuidedGraphormerConfig
+from kinemesh.models.prtr_variants import KEYPOINT_CONFIGS, POSE2D, build_keypoint_network
 from kinemesh.models.variants import CONFIGS, build_network
 
 FORMAT = 1
@@ -73,6 +74,10 @@ def save_model(
     - ``family``: the official checkpoint family that fits, see `checkpoints.FAMILIES`, or None;
     - ``variant``: the registered variant it came from, or None.
 
+    The networks of PRTR find 2D keypoints ("task": "pose2d"), have no mesh, and a ``resolution`` of
+    two numbers; `prtr_variants.keypoint_record` lists their keys, and `load_keypoint_model` reads
+    them.
+
     Training adds ``training`` and a conversion ``source`` and ``license``.
 
     Args:
@@ -101,13 +106,61 @@ def write_weights(
 ) -> None:
     """As `save_model`, for a state dict in place of a network."""
     pack = _compact if half else _contiguous
-    tensors = {f"model.{name}": pack(value) for name, value in state.items()}
+    tensors = {f"model.{name}": pack(value) for name, value in _unshared(state).items()}
     record = {"format": FORMAT, **metadata, "topology": None}
     if topology is not None:
         tensors |= {f"topology.{name}": value for name, value in topology.to_tensors().items()}
         record["topology"] = topology.metadata()
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, {"kinemesh": json.dumps(record)})
+
+
+def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies where several names are one tensor, which a safetensors file cannot say."""
+    seen: set[int] = set()
+    alone = {}
+    for name, value in state.items():
+        alone[name] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return alone
+
+
+def load_keypoint_model(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a network of 2D keypoints with its trained weights, in eval mode, on the CPU.
+
+    Args:
+        name: Path of a weight file.
+
+    Returns:
+        The network, and the metadata that `save_model` was given.
+
+    Raises:
+        InputError: There is no such file, or it holds another kind of network.
+    """
+    path = weight_path(name)
+    tensors, record = read_weights(path)
+    if record.get("architecture") not in KEYPOINT_CONFIGS:
+        raise InputError(
+            f"{path}: expected a network of 2D keypoints ({', '.join(KEYPOINT_CONFIGS)}), found "
+            f"{record.get('architecture')!r}, which recovers a {record.get('task')}."
+        )
+    state = {key: _single(value) for key, value in strip_prefix(tensors, "model.").items()}
+    try:
+        network = build_keypoint_network(record, blank=True)
+        network.load_state_dict(state, assign=True)
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise _other_version(path, error) from error
+    return network.eval(), record
+
+
+def task_of(name: str | Path) -> str | None:
+    """What the model of a name recovers: "body", "hand", "pose2d", or None for a backbone.
+
+    Raises:
+        InputError: Nothing has this name, or the file is not a weight file of this library.
+    """
+    task: str | None = read_record(weight_path(name)).get("task")
+    return task
 
 
 def load_model(
@@ -133,6 +186,12 @@ def load_model(
         _check_shipped(path)
     tensors, record = read_weights(path)
     build = ARCHITECTURES.get(record.get("architecture", ""))
+    if record.get("task") == POSE2D:
+        raise InputError(
+            f"{path}: a network of 2D keypoints ({record.get('architecture')}), which has no mesh. "
+            "Use it with kinemesh predict, with kinemesh eval on coco:FOLDER or mpii:FOLDER, or "
+            "read it with load_keypoint_model."
+        )
     if build is None and record.get("task") is None:
         raise InputError(
             f"{path}: a backbone alone ({record.get('architecture')}), which predicts no mesh. "
@@ -272,11 +331,22 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         InputError: The file is not one of this library's.
     """
+    record = read_record(path)
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return tensors, record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Record of a weight file, without its tensors.
+
+    Raises:
+        InputError: The file is not one of this library's.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("kinemesh", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"{path}: not a readable safetensors file ({error}). Expected a weight file written "
             "by kinemesh; train one with: kinemesh train"
@@ -286,7 +356,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path}: a safetensors file without the kinemesh record of format {FORMAT} in its "
             "header. Expected a weight file written by kinemesh.train or save_model."
         )
-    return tensors, record
+    return record
 
 
 def parameter_count(network: nn.Module) -> int:

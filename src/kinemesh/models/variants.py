@@ -57,7 +57,8 @@ class Variant:
         backbone: See `BackboneSpec`.
         family: Official checkpoints that fit, a key of `checkpoints.FAMILIES`, or None.
         parameters: Trained values on the published mesh (SMPL or MANO).
-        gmac: 10^9 multiply-adds of the official code for one crop.
+        gmac: 10^9 multiply-adds of the official code for one crop; of a network without a
+            published one (``family`` is None) those of the same parts, counted alike.
         published: Published scores with their protocol; nothing that was measured here.
         resolution: Side of the square input crop, pixels.
     """

@@ -34,7 +34,7 @@ from kinemesh.training.randomness import (
     seed_everything,
 )
 from kinemesh.training.schedules import lr_factor, run_fraction
-from kinemesh.training.task import Batch, Task
+from kinemesh.training.task import Batch, StartsFromWeights, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -141,8 +141,11 @@ class Trainer:
         )
 
     def _describe(self) -> None:
-        """Record the recipe, and say how it departs from a published one."""
+        """Record the recipe, what it starts from, and how it departs from a published one."""
         record = flatten(self.config)
+        if isinstance(self.task, StartsFromWeights) and self.task.started_from is not None:
+            record["started_from"] = self.task.started_from
+            self.progress.say(f"Started from {self.task.started_from}.")
         departures = self.config.departures(self.accelerator.num_processes)
         if departures:
             record["departures"] = departures
@@ -396,8 +399,9 @@ def _make_accelerator(config: TrainConfig) -> "Accelerator":
     parallel = accelerate.DistributedDataParallelKwargs(
         find_unused_parameters=config.find_unused_parameters
     )
+    # Without an accelerator, Accelerate joins launched processes only where it is told to use CPUs.
     accelerator = accelerate.Accelerator(
-        cpu=config.device == "cpu",
+        cpu=config.device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
         log_with=list(config.trackers) or None,
         project_dir=config.output if config.trackers else None,

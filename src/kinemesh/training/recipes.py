@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kinemesh.models.guided_graphormer import GuidedGraphormerConfig
 from kinemesh.training import mesh_transformer_recipes as mesh_transformers
+from kinemesh.training import prtr_recipes as prtr
 from kinemesh.training.config import OptimConfig, Recipe, ScheduleConfig
 from kinemesh.training.mesh_task import MeshRecipe
 
@@ -87,5 +88,28 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "graphormer-3dpw-synthetic": mesh_transformers.graphormer_3dpw_synthetic,
     "graphormer-freihand-synthetic": mesh_transformers.graphormer_freihand_synthetic,
     "graphormer-handpose-synthetic": mesh_transformers.graphormer_handpose_synthetic,
+    "prtr-coco-res50-384x288": prtr.prtr_coco_res50_384x288,
+    "prtr-coco-res50-512x384": prtr.prtr_coco_res50_512x384,
+    "prtr-coco-res101-384x288": prtr.prtr_coco_res101_384x288,
+    "prtr-coco-res101-512x384": prtr.prtr_coco_res101_512x384,
+    "prtr-coco-w32-384x288": prtr.prtr_coco_w32_384x288,
+    "prtr-coco-w32-512x384": prtr.prtr_coco_w32_512x384,
+    "prtr-coco-deform-res50-384x288": prtr.prtr_coco_deform_res50_384x288,
+    "prtr-coco-deform-res101-384x288": prtr.prtr_coco_deform_res101_384x288,
+    "prtr-mpii-res50-256x256": prtr.prtr_mpii_res50_256x256,
+    "prtr-mpii-res50-384x384": prtr.prtr_mpii_res50_384x384,
+    "prtr-mpii-res50-512x512": prtr.prtr_mpii_res50_512x512,
+    "prtr-mpii-res101-256x256": prtr.prtr_mpii_res101_256x256,
+    "prtr-mpii-res101-384x384": prtr.prtr_mpii_res101_384x384,
+    "prtr-mpii-res101-512x512": prtr.prtr_mpii_res101_512x512,
+    "prtr-mpii-res152-256x256": prtr.prtr_mpii_res152_256x256,
+    "prtr-mpii-res152-384x384": prtr.prtr_mpii_res152_384x384,
+    "prtr-mpii-w32-256x256": prtr.prtr_mpii_w32_256x256,
+    "prtr-mpii-w32-384x384": prtr.prtr_mpii_w32_384x384,
+    "prtr-synthetic": prtr.prtr_synthetic,
+    "prtr-sequential-detector": prtr.prtr_sequential_detector,
+    "prtr-sequential": prtr.prtr_sequential,
+    "prtr-sequential-detector-synthetic": prtr.prtr_sequential_detector_synthetic,
+    "prtr-sequential-synthetic": prtr.prtr_sequential_synthetic,
 }
 """Recipes by the name that the command line takes."""

@@ -86,6 +86,16 @@ class OwnParameterGroups(Protocol):
         ...
 
 
+@runtime_checkable
+class StartsFromWeights(Protocol):
+    """A task whose model begins with weights from a file."""
+
+    @property
+    def started_from(self) -> str | None:
+        """What `build_model` loaded, for ``recipe.json``; None before it or without a file."""
+        ...
+
+
 def default_parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
     """Spare biases and normalisation from weight decay and slow the backbone down.
 

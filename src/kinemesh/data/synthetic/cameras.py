@@ -94,6 +94,25 @@ def sample_hand_view(
         points: (N, 3) rendered points, rest frame.
         resolution: side S of the crop in pixels.
     """
+    rotation = sample_hand_rotation(rng, joints)
+    framing = Framing(
+        distance_m=rng.uniform(0.35, 1.5),
+        fill=rng.uniform(0.55, 0.95) if rng.random() < 0.93 else rng.uniform(0.95, 1.2),
+        shift=np.clip(rng.normal(0, 0.06, 2), -0.15, 0.15).astype(np.float32),
+    )
+    return frame_subject(points, joints, rotation, framing, resolution)
+
+
+def sample_hand_rotation(rng: np.random.Generator, joints: Array) -> Array:
+    """Any rotation; most often palm or back to the viewer and the fingers up.
+
+    Args:
+        rng: The only source of chance.
+        joints: (21, 3) hand joints, rest frame.
+
+    Returns:
+        (3, 3) float32, rest axes to camera axes.
+    """
     rotation = _random_rotation(rng)
     if rng.random() < 0.6:
         rotation = _face_palm_or_back(rng, joints)
@@ -101,13 +120,7 @@ def sample_hand_view(
     current = np.arctan2(along[0], -along[1])
     upright = rng.random() < 0.85
     wanted = rng.normal(0, np.radians(40)) if upright else rng.uniform(-np.pi, np.pi)
-    rotation = (_about_z(wanted - current) @ rotation).astype(np.float32)
-    framing = Framing(
-        distance_m=rng.uniform(0.35, 1.5),
-        fill=rng.uniform(0.55, 0.95) if rng.random() < 0.93 else rng.uniform(0.95, 1.2),
-        shift=np.clip(rng.normal(0, 0.06, 2), -0.15, 0.15).astype(np.float32),
-    )
-    return frame_subject(points, joints, rotation, framing, resolution)
+    return np.asarray(_about_z(wanted - current) @ rotation, dtype=np.float32)
 
 
 def sample_body_rotation(rng: np.random.Generator) -> Array:
@@ -120,7 +133,12 @@ def sample_body_rotation(rng: np.random.Generator) -> Array:
     pitch = np.radians(rng.normal(6, 9) if rng.random() < 0.85 else rng.normal(10, 28))
     roll = np.radians(rng.normal(0, 8) if rng.random() < 0.95 else rng.normal(0, 35))
     pitch = np.clip(pitch, -np.pi / 3, np.pi / 2.2)
-    turned = _about_z(roll) @ _about_x(pitch) @ _about_y(yaw)
+    return body_rotation(yaw, float(pitch), float(roll))
+
+
+def body_rotation(yaw_rad: float, pitch_rad: float, roll_rad: float) -> Array:
+    """Rotation (3, 3) of somebody who turned by ``yaw`` and is seen by a tilted camera."""
+    turned = _about_z(roll_rad) @ _about_x(pitch_rad) @ _about_y(yaw_rad)
     return np.asarray(turned, dtype=np.float32)
 
 

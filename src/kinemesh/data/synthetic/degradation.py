@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]  # (S, S, 3)
+Image = NDArray[np.float32]  # (H, W, 3)
 
 
 def develop(rng: np.random.Generator, linear: Image) -> Image:
@@ -17,10 +17,10 @@ def develop(rng: np.random.Generator, linear: Image) -> Image:
 
     Args:
         rng: The only source of chance.
-        linear: (S, S, 3) float32 linear light, not negative.
+        linear: (H, W, 3) float32 linear light, not negative.
 
     Returns:
-        (S, S, 3) float32 in [0, 1], sRGB-like.
+        (H, W, 3) float32 in [0, 1], sRGB-like.
     """
     mean = max(float(linear.mean()), 1e-3)
     metered = (0.24 / mean) ** rng.uniform(0.3, 0.9)
@@ -40,10 +40,10 @@ def degrade(rng: np.random.Generator, image: Image) -> Image:
 
     Args:
         rng: The only source of chance.
-        image: (S, S, 3) float32 in [0, 1].
+        image: (H, W, 3) float32 in [0, 1].
 
     Returns:
-        (S, S, 3) float32 in [0, 1].
+        (H, W, 3) float32 in [0, 1].
     """
     image = _soften(rng, image)
     if rng.random() < 0.3:
@@ -75,10 +75,11 @@ def _soften(rng: np.random.Generator, image: Image) -> Image:
     if kind < 0.23:
         return _motion_blur(rng, image)
     if kind < 0.43:
-        small = max(8, int(size * rng.uniform(0.3, 0.8)))
-        reduced = cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA)
+        share, full = rng.uniform(0.3, 0.8), image.shape[1::-1]
+        small = tuple(max(8, int(side * share)) for side in full)
+        reduced = cv2.resize(image, small, interpolation=cv2.INTER_AREA)
         way = cv2.INTER_LINEAR if rng.random() < 0.6 else cv2.INTER_CUBIC
-        return cast(Image, cv2.resize(reduced, (size, size), interpolation=way))
+        return cast(Image, cv2.resize(reduced, full, interpolation=way))
     if kind < 0.6:
         blurred = cv2.GaussianBlur(image, (0, 0), size / 128)
         return cast(Image, image + np.float32(rng.uniform(0.2, 1.2)) * (image - blurred))
@@ -99,12 +100,12 @@ def _motion_blur(rng: np.random.Generator, image: Image) -> Image:
 
 def _add_noise(rng: np.random.Generator, image: Image) -> Image:
     """Shot noise that grows with the signal, read noise that does not; sometimes in blotches."""
-    size = len(image)
+    height, width = image.shape[:2]
     grain = 1 if rng.random() < 0.6 else 2
-    side = -(-size // grain)
-    noise: Image = rng.standard_normal((side, side, 3), dtype=np.float32)
+    shape = (-(-height // grain), -(-width // grain), 3)
+    noise: Image = rng.standard_normal(shape, dtype=np.float32)
     if grain > 1:
-        grown = cv2.resize(noise, (size, size), interpolation=cv2.INTER_LINEAR)
+        grown = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
         noise = cast(Image, grown)
     if rng.random() < 0.4:
         noise = noise[..., :1]

@@ -28,7 +28,7 @@ from kinemesh.data.synthetic.cameras import (
 from kinemesh.data.synthetic.degradation import degrade, develop
 from kinemesh.data.synthetic.hand_poses import sample_hand_pose
 from kinemesh.data.synthetic.occluders import cover, sample_occluders
-from kinemesh.rendering import Lighting, SurfaceNoise, shade, vertex_normals
+from kinemesh.rendering import Lighting, Rendering, SurfaceNoise, shade, vertex_normals
 
 Array = NDArray[np.float32]
 
@@ -37,7 +37,8 @@ _WAVES, _RELIEF_WAVES = 10, 6
 _SHADOW_TEXELS = {"hand": 96, "body": 128}
 # Shortest and longest wave of skin and cloth, metres: colour mottling, then relief.
 _WAVELENGTHS_M = {"hand": ((0.04, 0.4), (0.004, 0.03)), "body": ((0.1, 0.8), (0.012, 0.15))}
-_LINEAR = ((np.arange(256) / 255.0) ** 2.2).astype(np.float32)
+SRGB_TO_LINEAR = ((np.arange(256) / 255.0) ** 2.2).astype(np.float32)
+"""(256,) linear light of each level of a picture."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,25 @@ class Scene:
 
 
 @dataclass(frozen=True)
+class Subject:
+    """Somebody who has not been placed before a camera yet; all points in the rest frame, metres.
+
+    Attributes:
+        vertices: (V, 3) float32 rig vertices without clothes.
+        labels: (Vt, 3) float32 topology vertices.
+        joints: (J, 3) float32.
+        root: (3,) float32, the root joint.
+        look: colours and clothes.
+    """
+
+    vertices: Array
+    labels: Array
+    joints: Array
+    root: Array
+    look: Appearance
+
+
+@dataclass(frozen=True)
 class Stage:
     """What all samples of one kind share; made once in each process by :func:`load_stage`."""
 
@@ -77,6 +97,22 @@ class Stage:
 
     def sample(self, rng: np.random.Generator, resolution: int) -> Scene:
         """Draw a scene for a crop of side ``resolution`` pixels."""
+        subject = self.draw_subject(rng)
+        vertices, joints = subject.vertices, subject.joints
+        view = self._view(rng, vertices, joints, resolution)
+        return Scene(
+            vertices=view.place(vertices),
+            labels=view.place(subject.labels),
+            joints=view.place(joints),
+            root=view.place(subject.root),
+            view=view,
+            look=subject.look,
+            light=sample_light(rng),
+            noise=sample_noise(rng, self.kind),
+        )
+
+    def draw_subject(self, rng: np.random.Generator) -> "Subject":
+        """Draw somebody, in a pose, and how they look."""
         draw_pose = sample_hand_pose if self.kind == "hand" else sample_body_pose
         rotations = torch.as_tensor(draw_pose(rng, self.rig), dtype=torch.float32)
         shape = self.rig.sample_shape(rng)
@@ -84,19 +120,12 @@ class Stage:
         posed = self.rig.pose(rotations[None], shape[None])
         labels = self.rig.topology_vertices(posed)
         joints_BJ3 = self.topology.joints(labels)
-        joints, root = joints_BJ3[0].numpy(), self.topology.root(joints_BJ3)[0, 0].numpy()
-        vertices = posed.vertices[0].numpy()
-        look = self.painter.paint(rng)
-        view = self._view(rng, vertices, joints, resolution)
-        return Scene(
-            vertices=view.place(vertices),
-            labels=view.place(labels[0].numpy()),
-            joints=view.place(joints),
-            root=view.place(root),
-            view=view,
-            look=look,
-            light=sample_light(rng),
-            noise=sample_noise(rng, self.kind),
+        return Subject(
+            vertices=posed.vertices[0].numpy(),
+            labels=labels[0].numpy(),
+            joints=joints_BJ3[0].numpy(),
+            root=self.topology.root(joints_BJ3)[0, 0].numpy(),
+            look=self.painter.paint(rng),
         )
 
     def render(self, scenes: list[Scene], resolution: int) -> tuple[Array, Array]:
@@ -106,26 +135,17 @@ class Stage:
             (B, S, S, 4) float32 linear colour premultiplied by coverage, and (B, S, S) depth in
             metres relative to the root joint, infinite beside the subject.
         """
-        vertices = torch.from_numpy(np.stack([scene.vertices for scene in scenes]))
-        lift = torch.from_numpy(np.stack([scene.look.inflation_m for scene in scenes]))
-        if bool(lift.any()):
-            vertices = vertices + lift[..., None] * vertex_normals(vertices, self.rig.faces)
-        looks = [np.column_stack([s.look.albedo, s.look.gloss]) for s in scenes]
         size = round(resolution * OVERSAMPLING)
         focal = [scene.view.focal_px * size / resolution for scene in scenes]
-        rendering = shade(
-            vertices,
-            self.rig.faces,
+        looks = [scene.look for scene in scenes]
+        rendering = self.shade(
+            self.dress(np.stack([scene.vertices for scene in scenes]), looks),
+            looks,
             focal_px=torch.tensor(focal),
             principal_px=torch.full((len(scenes), 2), size / 2),
-            height=size,
-            width=size,
-            albedo=torch.from_numpy(np.stack(looks)),
-            rest=self.rig.template,
-            lighting=Lighting(**_stack([scene.light for scene in scenes])),
-            noise=SurfaceNoise(**_stack([scene.noise for scene in scenes])),
-            shadow_resolution=_SHADOW_TEXELS[self.kind],
-            cull=self.kind == "body",
+            size=(size, size),
+            light=[scene.light for scene in scenes],
+            noise=[scene.noise for scene in scenes],
         )
         crop = (resolution, resolution)
         rgba = [cv2.resize(x, crop, interpolation=cv2.INTER_AREA) for x in rendering.rgba.numpy()]
@@ -134,6 +154,52 @@ class Stage:
             for x, scene in zip(rendering.depth.numpy(), scenes, strict=True)
         ]
         return np.stack(rgba), np.stack(depth)
+
+    def dress(self, vertices: Array, looks: list[Appearance]) -> Tensor:
+        """Vertices (B, V, 3) lifted by the clothes and hair of as many looks."""
+        naked = torch.from_numpy(vertices)
+        lift = torch.from_numpy(np.stack([look.inflation_m for look in looks]))
+        if not bool(lift.any()):
+            return naked
+        return naked + lift[..., None] * vertex_normals(naked, self.rig.faces)
+
+    def shade(
+        self,
+        vertices: Tensor,
+        looks: list[Appearance],
+        *,
+        focal_px: Tensor,
+        principal_px: Tensor,
+        size: tuple[int, int],
+        light: list[dict[str, Array]],
+        noise: list[dict[str, Array]],
+    ) -> Rendering:
+        """Render dressed subjects.
+
+        Args:
+            vertices: (B, V, 3) camera frame, metres, from `dress`.
+            looks: How the B subjects look.
+            focal_px: (B,) pixels.
+            principal_px: (B, 2) pixels.
+            size: Width and height of the pictures.
+            light: From `sample_light`, for each.
+            noise: From `sample_noise`, for each.
+        """
+        albedo = [np.column_stack([look.albedo, look.gloss]) for look in looks]
+        return shade(
+            vertices,
+            self.rig.faces,
+            focal_px=focal_px,
+            principal_px=principal_px,
+            height=size[1],
+            width=size[0],
+            albedo=torch.from_numpy(np.stack(albedo)),
+            rest=self.rig.template,
+            lighting=Lighting(**_stack(light)),
+            noise=SurfaceNoise(**_stack(noise)),
+            shadow_resolution=_SHADOW_TEXELS[self.kind],
+            cull=self.kind == "body",
+        )
 
     def _view(
         self, rng: np.random.Generator, vertices: Array, joints: Array, resolution: int
@@ -170,7 +236,8 @@ def compose(rng: np.random.Generator, rgba: Array, depth_m: Array, kind: Kind) -
         (S, S, 3) float32 sRGB in [0, 1].
     """
     size = len(rgba)
-    background = _LINEAR[sample_background(rng, size)] * np.float32(np.exp(rng.normal(0.0, 0.3)))
+    background = SRGB_TO_LINEAR[sample_background(rng, size)]
+    background = background * np.float32(np.exp(rng.normal(0.0, 0.3)))
     linear = rgba[..., :3] + background * (1 - rgba[..., 3:])
     for occluder in sample_occluders(rng, size, kind):
         linear = cover(linear, depth_m, occluder)

@@ -1,0 +1,336 @@
+"""PRTR's recipes: published numbers, refusals, learning, resuming, two processes."""
+
+import json
+import math
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinemesh.cli import main
+from kinemesh.errors import InputError
+from kinemesh.models.registry import load_keypoint_model, read_weights
+from kinemesh.training import train
+from kinemesh.training.checkpoints import read_checkpoint
+from kinemesh.training.config import flatten
+from kinemesh.training.prtr_published import PROCESSES
+from kinemesh.training.prtr_task import PrtrTask
+from kinemesh.training.recipes import RECIPES
+from kinemesh.training.schedules import lr_factor, run_fraction
+from kinemesh.training.sequential_task import SequentialTask
+from tests.tiny_prtr_recipes import NAMES, PUBLISHED_NAMES, SEQUENTIAL_NAMES, tiny, write_data
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FAMILIES = (
+    "prtr-coco-res50-384x288",
+    "prtr-mpii-w32-256x256",
+    "prtr-coco-deform-res50-384x288",
+    "prtr-sequential-detector",
+    "prtr-sequential",
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write_data(folder)
+    return folder
+
+
+def losses(output):
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [row["losses"] for row in rows if row["event"] == "train"]
+
+
+# Published numbers -----------------------------------------------------------------------------
+
+TABLE = """
+prtr-coco-res50-384x288         resnet 50  False 288 384 bgr 0.1 32 64 200 120,140
+prtr-coco-res50-512x384         resnet 50  False 384 512 bgr 0.1 32 32 200 120,140
+prtr-coco-res101-384x288        resnet 101 False 288 384 bgr 0.1 32 32 200 120,140
+prtr-coco-res101-512x384        resnet 101 False 384 512 bgr 0.1 32 32 200 120,140
+prtr-coco-w32-384x288           hrnet  50  False 288 384 rgb 1.0 16 32 200 70,95
+prtr-coco-w32-512x384           hrnet  50  False 384 512 rgb 1.0 16 32 200 70,95
+prtr-coco-deform-res50-384x288  resnet 50  True  288 384 bgr 0.1 16 32 100 50,70
+prtr-coco-deform-res101-384x288 resnet 101 True  288 384 bgr 0.1 16 32 100 50,70
+prtr-mpii-res50-256x256         resnet 50  False 256 256 bgr 0.1 32 64 200 130
+prtr-mpii-res50-384x384         resnet 50  False 384 384 bgr 0.1 32 64 200 130
+prtr-mpii-res50-512x512         resnet 50  False 512 512 bgr 0.1 32 16 200 130
+prtr-mpii-res101-256x256        resnet 101 False 256 256 bgr 0.1 32 64 200 130
+prtr-mpii-res101-384x384        resnet 101 False 384 384 bgr 0.1 32 64 200 130
+prtr-mpii-res101-512x512        resnet 101 False 512 512 bgr 0.1 16 32 200 130
+prtr-mpii-res152-256x256        resnet 152 False 256 256 bgr 0.1 32 64 200 130
+prtr-mpii-res152-384x384        resnet 152 False 384 384 bgr 0.1 32 64 200 130
+prtr-mpii-w32-256x256           hrnet  50  False 256 256 rgb 1.0 16 32 200 60
+prtr-mpii-w32-384x384           hrnet  50  False 384 384 rgb 1.0 16 16 200 60
+"""
+ROWS = [line.split() for line in TABLE.strip().splitlines()]
+
+
+def test_the_table_is_complete():
+    assert tuple(row[0] for row in ROWS) == PUBLISHED_NAMES
+    assert len(ROWS) == 18
+
+
+def test_a_network_of_published_size_says_so():
+    recipe = RECIPES["prtr-coco-w32-512x384"]()
+    assert recipe.is_published_network
+    assert recipe.backbone.spec() == {"name": "hrnet", "width": 32}
+    recipe.order = "bgr"
+    assert not recipe.is_published_network
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_recipes_have_the_published_numbers(row):
+    name, backbone, depth, deformable, width, height, order, scale, batch, test, epochs, drops = row
+    recipe = RECIPES[name]()
+    fields = flatten(recipe)
+    assert (fields["backbone.name"], fields["backbone.depth"]) == (backbone, int(depth))
+    assert fields["backbone.width"] == (64 if backbone == "resnet" else 32)
+    assert ("network.levels" in fields) == (deformable == "True")
+    assert tuple(recipe.size) == (int(width), int(height))
+    assert recipe.order == order
+    assert fields["optim.backbone_lr_scale"] == float(scale)
+    assert (recipe.batch_size, recipe.validation_batch_size) == (int(batch), int(test))
+    assert recipe.schedule.epochs == int(epochs)
+    expected = {
+        "optim.lr": 1e-4,
+        "optim.weight_decay": 1e-4,
+        "optim.betas": [0.9, 0.999],
+        "optim.clip_norm": 0.1,
+        "schedule.kind": "step",
+        "schedule.factor": 0.5,
+        "schedule.warmup_steps": 0,
+        "ema_decay": 0.0,
+        "mixed_precision": "no",
+        "network.joints": 17 if "coco" in name else 16,
+        "network.queries": 100,
+        "network.width": 256,
+        "network.heads": 8,
+        "network.encoder_layers": 6,
+        "network.decoder_layers": 6,
+        "network.feed_forward": 2048,
+        "network.dropout": 0.0,
+        "network.pre_norm": False,
+        "network.positions": "sine",
+        "weights.coordinates": 5.0,
+        "weights.background": 0.1,
+    }
+    assert {key: fields[key] for key in expected} == expected
+    # a drop takes effect with the first update after so many whole epochs
+    updates = 1171
+    steps = recipe.schedule.epochs * updates
+    seen = [
+        lr_factor(recipe.schedule, step, steps, run_fraction(step, steps))
+        for drop in drops.split(",")
+        for step in (int(drop) * updates - 1, int(drop) * updates)
+    ]
+    assert seen == [0.5**k for k in range(len(drops.split(",")) + 1) for _ in "ab"][1:-1]
+
+
+def test_a_published_run_departs_in_nothing_with_its_gpus_and_weights(data):
+    recipe = RECIPES["prtr-coco-w32-384x288"]()
+    recipe.data = recipe.validation_data = f"coco:{data / 'coco'}"
+    recipe.init = Path("hrnet.pth")
+    assert recipe.departures(PROCESSES) == []
+    assert recipe.departures(2) == ["processes 2, published 4"]
+    recipe.optim.clip_norm, recipe.augment = 1.0, False
+    recipe.network = replace(recipe.network, queries=50)
+    assert [note.split()[0] for note in recipe.departures(4)] == ["network", "largest", "samples"]
+
+
+def test_steps_and_intervals_follow_from_the_data(data, tmp_path):
+    changes = {"batch_size": 2, "validate_every": 0, "checkpoint_every": 0}
+    recipe = tiny("prtr-mpii-w32-256x256", data, tmp_path, **changes)
+    completed = recipe.completed(processes=2)
+    assert completed.schedule.steps_per_epoch == 2  # 8 samples, 2 for each of 2 processes
+    assert completed.steps == 200 * 2
+    assert (completed.validate_every, completed.checkpoint_every) == (2, 2)
+    assert recipe.steps == 0  # the recipe itself is left alone
+
+
+# Refusals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED_NAMES[::5], *SEQUENTIAL_NAMES])
+def test_missing_data_is_said_before_any_work(name, tmp_path, capsys):
+    assert main(["train", name, "--output", str(tmp_path / "run")]) != 0
+    said = capsys.readouterr().err
+    assert "--data" in said
+    assert ("MPII" in said) == ("mpii" in name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_fit_is_named_with_its_option(data, tmp_path):
+    name = "prtr-coco-res50-384x288"
+    with pytest.raises(InputError, match=r"--data: expected coco:FOLDER.*found 'nonsense'"):
+        train(tiny(name, data, tmp_path, data="nonsense"))
+    with pytest.raises(InputError, match=r"has 16 joints.*has 17"):
+        train(tiny(name, data, tmp_path, data=f"mpii:{data / 'mpii'}"))
+    with pytest.raises(InputError, match=r"--init.*absent\.pth"):
+        train(tiny(name, data, tmp_path, init=tmp_path / "absent.pth"))
+    with pytest.raises(InputError, match=r"trained detector.*--init"):
+        train(tiny("prtr-sequential", data, tmp_path, fine_tune=True))
+    hrnet = tiny("prtr-mpii-w32-256x256", data, tmp_path).backbone
+    for other in ("prtr-coco-deform-res50-384x288", "prtr-sequential"):
+        with pytest.raises(InputError, match=r"runs on resnet, found.*hrnet"):
+            train(tiny(other, data, tmp_path, backbone=hrnet))
+
+
+def test_all_recipes_are_listed(capsys):
+    assert main(["train"]) == 0
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in NAMES)
+
+
+@pytest.mark.parametrize("name", ["prtr-coco-deform-res50-384x288", "prtr-sequential"])
+def test_numbers_can_be_changed_on_the_command_line(name, tmp_path, capsys):
+    """The network of a recipe keeps its kind."""
+    with pytest.raises(SystemExit) as left:
+        main(["train", name, "--help"])
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert "--network.levels" in said
+    assert "--backbone.depth" in said
+
+
+# Learning --------------------------------------------------------------------------------------
+
+
+def overfit(name, data, output, steps):
+    """Total loss of the first step over that of the last five."""
+    recipe = tiny(name, data, output, steps=steps, augment=False)
+    recipe.network = replace(recipe.network, dropout=0.0)
+    recipe.schedule.kind = "constant"
+    recipe.optim.lr, recipe.optim.backbone_lr_scale = 2e-3, 1.0
+    train(recipe)
+    totals = [row["total"] for row in losses(output)]
+    return totals[0] / (sum(totals[-5:]) / 5)
+
+
+@pytest.mark.parametrize("name", ["prtr-coco-deform-res50-384x288", "prtr-sequential-detector"])
+def test_eight_samples_are_learned(name, data, tmp_path):
+    assert overfit(name, data, tmp_path, 40) > 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_eight_samples_are_learned_by_heart(name, data, tmp_path):
+    assert overfit(name, data, tmp_path, 150) > 3
+
+
+def assert_same_run(one, other):
+    assert losses(one) == losses(other)
+    first, second = read_checkpoint(one / "last")[0], read_checkpoint(other / "last")[0]
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", FAMILIES[1:])
+def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
+    """With varied samples and, in the sequential network, dropout."""
+    settings = {"steps": 4, "checkpoint_every": 2, "batch_size": 4}
+    kind = SequentialTask if "sequential" in name else PrtrTask
+    loss, calls = kind.loss, []
+
+    def dies(task, model, batch):
+        calls.append(None)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return loss(task, model, batch)
+
+    monkeypatch.setattr(kind, "loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(name, data, tmp_path / "died", **settings))
+    monkeypatch.undo()
+    assert read_checkpoint(tmp_path / "died" / "last")[1]["step"] == 2
+    train(tiny(name, data, tmp_path / "died", **settings))
+    train(tiny(name, data, tmp_path / "whole", **settings))
+    assert_same_run(tmp_path / "died", tmp_path / "whole")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_in_two_processes(names, data, output):
+    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.tiny_prtr_recipes", str(data), str(output), *names],
+            cwd=REPOSITORY,
+            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    says = [process.communicate(timeout=600)[1] for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], says
+    for name in names:
+        assert len(losses(output / name)) == 2
+        assert all(math.isfinite(row["total"]) for row in losses(output / name))
+        assert read_checkpoint(output / name / "last")[1]["processes"] == 2
+        assert not RECIPES[name]().find_unused_parameters
+
+
+def test_each_kind_of_recipe_runs_in_two_processes(data, tmp_path):
+    run_in_two_processes(FAMILIES[:1] + FAMILIES[2:], data, tmp_path)
+
+
+@pytest.mark.slow
+def test_every_recipe_runs_in_two_processes(data, tmp_path):
+    run_in_two_processes(NAMES, data, tmp_path)
+
+
+# What is left behind ---------------------------------------------------------------------------
+
+
+def test_a_detector_starts_the_whole_sequential_network(data, tmp_path):
+    detector = train(tiny("prtr-sequential-detector", data, tmp_path / "one", steps=1))
+    begun = tiny("prtr-sequential", data, tmp_path, init=detector.best, fine_tune=True)
+    network = begun.build_task().build_model()
+    assert all(p.requires_grad for p in network.transformer_kpt.parameters())
+    saved, record = read_weights(detector.best)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, saved[f"model.{name}"])
+    assert record["architecture"] == "prtr-sequential"
+    assert record["config"]["person_queries"] == 8
+
+
+def test_a_detector_alone_leaves_the_keypoints_as_they_were(data, tmp_path):
+    train(tiny("prtr-sequential-detector", data, tmp_path, steps=2))
+    state = read_checkpoint(tmp_path / "last")[0]
+    moments = {key for key in state if key.startswith("optimizer.")}
+    assert any(key.startswith("optimizer.bbox_embed") for key in moments)
+    for part in ("transformer_kpt", "row_embed", "col_embed", "backbone.0.body.layer1"):
+        assert not any(key.startswith(f"optimizer.{part}") for key in moments)
+
+
+def test_weights_tell_what_they_need(data, tmp_path):
+    best = train(tiny("prtr-coco-deform-res50-384x288", data, tmp_path, steps=1)).best
+    tensors, record = read_weights(best)
+    assert record["architecture"] == "prtr-deformable"
+    assert record["backbone"] == {"name": "resnet", "depth": 50, "width": 4}
+    assert (record["color_order"], record["resolution"]) == ("bgr", [64, 96])
+    assert record["joints"][0] == "nose"
+    assert record["variant"] is None
+    assert record["config"]["levels"] == 4
+    assert tensors["model.transformer.level_embed"].shape == (4, 32)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_trained_networks_load_again(name, data, tmp_path):
+    best = train(tiny(name, data, tmp_path, steps=1)).best
+    network = load_keypoint_model(best)[0]
+    trained = read_checkpoint(tmp_path / "last")[0]
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, trained[f"model.{key}"])
