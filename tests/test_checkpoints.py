@@ -338,3 +338,36 @@ def test_backbones_run_only_where_they_can():
         build_backbone({"name": "resnet", "depth": 50}, "graphormer")
     with pytest.raises(InputError, match="unexpected keyword argument 'height'"):
         build_backbone({"name": "hrnet", "height": 3}, "metro")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cam_param_fc2.weight", "upsampling.weight", "conv_learn_tokens.weight"),
+        "trans_encoder.1.bert.position_embeddings.weight",
+        "trans_encoder.0.bert.encoder.layer.0.intermediate.dense.weight",
+        *("trans_encoder.0.cls_head.weight", "backbone.conv1.weight"),
+        "backbone.stage2.0.branches.0.0.conv1.weight",
+    ],
+)
+def test_one_odd_tensor_is_named_alone(name):
+    family = "metro-body" if name.startswith("conv_learn") else "metro-hand"
+    variant = VARIANTS[f"{family}-w64"]
+    blank = blank_network(variant.config, variant.backbone)
+    official = to_official(blank.state_dict(), family)
+    right = tuple(official[name].shape)
+    with pytest.raises(InputError) as caught:
+        from_official(official | {name: torch.zeros(7, 7)})
+    assert "1 of another shape" in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[1:] == [f"  {name}: expected {right}, found (7, 7)"]
+
+
+def test_one_odd_tensor_of_a_network_of_other_sizes_is_named_alone():
+    official = to_official(small_state("metro-hand"), "metro-hand")
+    for name in ("cam_param_fc2.weight", "trans_encoder.0.cls_head.weight"):
+        with pytest.raises(InputError) as caught:
+            from_official(official | {name: torch.zeros(7, 7)}, heads=2)
+        lines = str(caught.value).splitlines()
+        assert len(lines) == 2
+        assert lines[1].startswith(f"  {name}: expected")

@@ -252,6 +252,9 @@ def test_whole_networks_start_from_every_kind_of_file(hand_file, assets, tmp_pat
     assert load_initial(network, path) == "the backbone from w.pth (hrnet-imagenet)"
     assert torch.equal(network.backbone.conv1.weight, read_tensors(path)["conv1.weight"])
     assert torch.equal(network.cam_param_fc2.weight, state["cam_param_fc2.weight"])
+    state["upsampling.bias"][0] = float("inf")
+    with pytest.warns(UserWarning, match=r"odd\.bin: 1 of .* not a number: upsampling\.bias\."):
+        load_initial(network, write(state, tmp_path / "odd.bin"))
     other = tiny("metro-hand-w40") | {"out_dims": (12, 6, 3), "layers": 2}
     network = build_variant("metro-hand-w40", mesh(assets, "hand"), **other)
     with pytest.raises(InputError, match=r"hand\.safetensors: .*Metro, .*36 missing") as caught:
@@ -402,3 +405,34 @@ def test_what_was_trained_here_becomes_official(name, tmp_path):
 
 def test_the_help_names_all_families():
     assert verb._FAMILIES.split("|") == list(FAMILIES)
+
+
+def test_values_that_are_no_numbers_are_told(hand_file, tmp_path, capsys):
+    words = ["--heads", "2", "--out", str(tmp_path / "x.safetensors"), "--overwrite"]
+    assert main(["convert", str(hand_file), *words]) == 0
+    assert "Warning" not in capsys.readouterr().out
+    state = read_tensors(hand_file)
+    state["upsampling.bias"][0] = float("nan")
+    path = write(state, tmp_path / "odd_state_dict.bin")
+    assert main(["convert", str(path), *words]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"Warning: 1 of \d+ tensors hold values .*: upsampling\.bias\.", out)
+
+
+def test_the_suffix_says_what_is_written(hand_file, tmp_path, capsys):
+    out = tmp_path / "x.bin"
+    assert main(["convert", str(hand_file), "--heads", "2", "--out", str(out)]) == 2
+    assert f"--out {tmp_path / 'x.safetensors'}" in capsys.readouterr().err
+    ours = convert_checkpoint(hand_file, heads=2, out=tmp_path / "x.safetensors").path
+    with pytest.raises(InputError, match=r"ends in \.bin or \.pth or \.pt"):
+        export_official(ours, out=tmp_path / "y.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_an_official_file_in_place_of_ours_is_sent_to_convert(hand_file, legacy, tmp_path, capsys):
+    path = write(read_tensors(hand_file), tmp_path / "hand.bin", legacy=legacy)
+    with pytest.raises(InputError, match=f"kinemesh convert {re.escape(str(path))}"):
+        load_model(path)
+    assert main(["convert", str(path), "--official"]) == 2
+    assert f"kinemesh convert {path}" in capsys.readouterr().err

@@ -94,3 +94,43 @@ def test_no_folder(tmp_path: Path) -> None:
     assert main(["doctor", "--assets", str(tmp_path / "absent")]) == 2
     with pytest.raises(InputError, match="expected a folder with body model files"):
         examine_assets(tmp_path / "absent")
+
+
+def test_paths_are_in_one_piece(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = tmp_path / ("long" * 20)
+    path = write_smpl_assets(folder, 60)
+    (folder / "J_regressor_h36m_correct.npy").write_bytes(b"")
+    main(["doctor", "--assets", str(folder)])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"ok: {path}" in lines
+    assert any(
+        line.startswith(f"broken: {folder / 'J_regressor_h36m_correct.npy'}: expected")
+        for line in lines
+    )
+
+
+@pytest.mark.parametrize("change", [lambda held: held * 0, lambda held: held[:, :50]])
+def test_a_regressor_that_does_not_fit_is_marked_itself(tmp_path: Path, change) -> None:
+    write_smpl_assets(tmp_path, 60)
+    path = tmp_path / "J_regressor_h36m_correct.npy"
+    np.save(path, change(np.load(path)))
+    checks = examine_assets(tmp_path)
+    assert [c.name for c in checks if c.status == "broken"] == ["J_regressor_h36m_correct.npy"]
+    assert not has_complete_set(checks)
+
+
+def test_other_edges_are_those_of_the_second_record(tmp_path: Path) -> None:
+    write_mano_assets(tmp_path)
+    path = tmp_path / "mano_195_adjmat_indices.pt"
+    indices = torch.load(path)
+    first = int((indices[0] != indices[1]).nonzero()[0])
+    row, column = indices[:, first].tolist()
+    indices[1, first] = next(v for v in range(195) if v not in (row, column))
+    torch.save(indices, path)
+    checks = examine_assets(tmp_path)
+    (broken,) = [check for check in checks if check.status == "broken"]
+    assert broken.name == "mano_195_adjmat_{indices,size,values}.pt"
+    assert "remove this one" in broken.place

@@ -1,8 +1,13 @@
 """Damaged TSV data sets: every message names the file, the row and the byte."""
 
+import re
+import sys
+import warnings
+
 import numpy as np
 import pytest
 
+from kinemesh.cli import main
 from kinemesh.data.mesh_labels import MeshRecord
 from kinemesh.data.mesh_tsv import MeshTsvDataset, write_mesh_tsv
 from kinemesh.data.tsv_file import write_tsv
@@ -259,3 +264,42 @@ def test_not_a_number_is_refused(tmp_path):
     path = write_mesh_tsv(tmp_path, "x", [MeshRecord("a", record.jpeg, annotation)])
     with pytest.raises(InputError, match="'2d_joints' of the label: expected finite numbers"):
         MeshTsvDataset(path)[0]
+
+
+@pytest.mark.parametrize(
+    ("part", "line"),
+    [
+        ("img", "body_0.jpg\tno base64!"),
+        ("label", "body_0.jpg\t[{"),
+        ("label", "body_0.jpg\t[{}]"),
+        ("label", "body_0.jpg"),
+    ],
+)
+def test_a_damaged_first_row_is_one_problem_of_many(copied, part, line, tmp_path, capsys):
+    replace_row(copied.parent, part, 0, line)
+    out = tmp_path / "check.png"
+    assert main(["data", "check", str(copied), "--out", str(out)]) == 2
+    shown = capsys.readouterr()
+    assert "problems   1 of 6" in shown.out
+    assert "row 0" in shown.err
+    assert out.is_file()
+
+
+def test_a_set_without_a_readable_row_names_the_first(copied):
+    for row in range(COUNT):
+        replace_row(copied.parent, "label", row, f"body_{row}.jpg\t[")
+    with pytest.raises(InputError, match="row 0"):
+        MeshTsvDataset(copied)
+
+
+def show_plainly(message, category, filename, lineno, file=None, line=None):
+    """As Python does outside of pytest, which collects warnings."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
+
+
+def test_missing_offsets_are_told_without_source_code(copied, tmp_path, capsys, monkeypatch):
+    (copied.parent / "x.img.lineidx").unlink()
+    monkeypatch.setattr(warnings, "showwarning", show_plainly)
+    assert main(["data", "check", str(copied), "--out", str(tmp_path / "a.png")]) == 0
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"kinemesh: warning: '\S+x\.img\.lineidx' is missing: .*\n", err)

@@ -136,7 +136,8 @@ class TestConvert:
         assert kinemesh.load(whole, "cpu").topology.name == "mano"
 
     def test_a_wrong_family_is_told(self, checkpoint: Path, tmp_path: Path, capsys) -> None:
-        words = ["convert", checkpoint, "--family", "graphormer-hand", "--out", tmp_path / "x"]
+        out = tmp_path / "x.safetensors"
+        words = ["convert", checkpoint, "--family", "graphormer-hand", "--out", out]
         assert main([str(word) for word in words]) == 2
         assert "metro-hand" in capsys.readouterr().err
         assert not list(tmp_path.iterdir())

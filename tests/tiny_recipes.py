@@ -68,7 +68,8 @@ def tiny(name: str, folder: Path, output: Path, **changes: object) -> MeshTransf
 def run_all(data: Path, output: Path) -> None:
     """Two steps of every recipe."""
     for name in NAMES:
-        train(tiny(name, data, output / name, steps=2, batch_size=SAMPLES // 2))
+        settings = {"steps": 2, "batch_size": SAMPLES // 2, "resolution": 32}
+        train(tiny(name, data, output / name, **settings))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class Check:
         status: "missing" is fine for an extra; "broken" is there but not usable.
         detail: Version, device or problem, and where the command is to be run if that matters.
         mend: Command that mends it, ready to paste; empty where nothing is wrong.
+        place: Path of a user's file, or the message that names it; too long for a cell of a table.
     """
 
     group: str
@@ -41,6 +42,7 @@ class Check:
     status: Status
     detail: str
     mend: str = ""
+    place: str = ""
 
 
 def examine(weights_dir: Path = _WEIGHTS_DIR) -> list[Check]:
@@ -79,10 +81,14 @@ def has_complete_set(checks: list[Check]) -> bool:
 def _asset(status: "AssetStatus") -> Check:
     file = status.file
     need = "needed for" if file.required else "optional, for"
-    detail = f"{status.detail}; {need} {file.purpose}"
+    found = {"ok": Path(status.detail).name, "broken": "see below"}.get(
+        status.status, status.detail
+    )
+    detail = f"{found}; {need} {file.purpose}"
     if status.status != "ok":
         detail += f"; from {file.source}"
-    return Check(file.family, file.title, status.status, detail)
+    place = "" if status.status == "missing" else status.detail
+    return Check(file.family, file.title, status.status, detail, place=place)
 
 
 def is_healthy(checks: list[Check]) -> bool:

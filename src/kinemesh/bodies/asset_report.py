@@ -10,8 +10,9 @@ from kinemesh.bodies import mano, smpl
 from kinemesh.bodies.asset_files import ASSET_FILES, AssetFile, AssetFolder, Family
 from kinemesh.bodies.model_files import read_model_file
 from kinemesh.bodies.official_assets import LEVELS, mano_topology, smpl_topology
-from kinemesh.bodies.sampling import read_array, read_edges, read_sampling
+from kinemesh.bodies.sampling import read_array, read_edges, read_regressor, read_sampling
 from kinemesh.errors import InputError
+from kinemesh.skeletons import H36M17
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def inspect_assets(folder: str | Path) -> list[AssetStatus]:
             try:
                 topology(folder)  # each file is whole; do they fit together?
             except InputError as error:
-                name = f"{family}-sampling"
+                name = _blamed(files, family, str(error))
                 found[name] = replace(found[name], status="broken", detail=str(error))
     return list(found.values())
 
@@ -54,6 +55,13 @@ def is_complete(statuses: Iterable[AssetStatus], family: Family) -> bool:
     own = [status for status in statuses if status.file.family == family]
     damaged = any(status.status == "broken" for status in own if status.file.compared)
     return not damaged and all(status.status == "ok" for status in own if status.file.required)
+
+
+def _blamed(files: AssetFolder, family: Family, message: str) -> str:
+    """Name of the file that a message begins with, or else of the sampling file."""
+    own = [name for name, file in ASSET_FILES.items() if file.family == family]
+    named = (n for n in own if any(message.startswith(f"{path}:") for path in files.find(n)))
+    return next(named, f"{family}-sampling")
 
 
 def _look(files: AssetFolder, name: str) -> AssetStatus:
@@ -77,6 +85,10 @@ def _array(rows: int | None, columns: int | None, paths: tuple[Path, ...]) -> No
     read_array(paths[0], rows, columns)
 
 
+def _regressor(paths: tuple[Path, ...]) -> None:
+    read_regressor(paths[0], len(H36M17))
+
+
 def _sampling(family: Family, paths: tuple[Path, ...]) -> None:
     read_sampling(paths[0], LEVELS[family])
 
@@ -86,7 +98,7 @@ _READERS: dict[str, Callable[[tuple[Path, ...]], Any]] = {
     "smpl-male": partial(_model, smpl.JOINTS),
     "smpl-female": partial(_model, smpl.JOINTS),
     "smpl-sampling": partial(_sampling, "smpl"),
-    "smpl-regressor": partial(_array, 17, None),
+    "smpl-regressor": _regressor,
     "smpl-label-regressor": partial(_array, 14, None),
     "smpl-adjacency": read_edges,
     "smpl-coarse-faces": partial(_array, None, 3),

@@ -23,6 +23,7 @@ from kinemesh.bodies.sampling import (
     padded_rows,
     read_array,
     read_edges,
+    read_regressor,
     read_sampling,
 )
 from kinemesh.bodies.smpl import SmplModel
@@ -73,7 +74,7 @@ def smpl_topology(folder: str | Path) -> Topology:
     files = AssetFolder(folder)
     model = SmplModel.load(files.require("smpl"))
     sampling = _sampling(files, "smpl", len(model.skinning.template_V3))
-    regressor = read_array(files.require("smpl-regressor"), len(H36M17), sampling.vertices)
+    regressor = read_regressor(files.require("smpl-regressor"), len(H36M17), sampling.vertices)
     pose_B72 = torch.zeros(1, 72)
     pose_B72[0, 0] = UPRIGHT_TURN_RAD
     vertices_V3 = model(pose_B72, torch.zeros(1, 10)).vertices[0]
@@ -182,7 +183,7 @@ def _sampling(files: AssetFolder, family: Family, vertices: int) -> MeshSampling
     if adjacency and not torch.equal(read_edges(adjacency), sampling.edges[LEVELS[family]]):
         raise InputError(
             f"{adjacency[0]}: expected the edges of {path.name}, found others; take all files from "
-            "the same repository"
+            "the same repository, or remove this one, which nothing needs"
         )
     return _with_coarse_faces(sampling, files) if family == "smpl" else sampling
 

@@ -23,6 +23,8 @@ from kinemesh.bodies.pickles import SparseMatrix, load_npz
 from kinemesh.bodies.topology import CoarseLevel
 from kinemesh.errors import InputError
 
+REGRESSOR_SUM_SLACK = 0.01
+"""How far the rows of a joint regressor may be from one; the published ones are within 0.0004."""
 NO_FACES = torch.zeros(0, 3, dtype=torch.int64)
 
 
@@ -192,6 +194,25 @@ def read_array(
             "is damaged"
         )
     return np.asarray(array, dtype=np.float64)
+
+
+def read_regressor(
+    path: str | Path, joints: int, vertices: int | None = None
+) -> NDArray[np.float64]:
+    """Read a (J, V) joint regressor, whose rows are weights of vertices and sum to about one.
+
+    Raises:
+        InputError: As `read_array`, or a row sums to something else.
+    """
+    regressor_JV = read_array(path, joints, vertices)
+    sums_J = regressor_JV.sum(axis=1)
+    worst = int(np.abs(sums_J - 1).argmax())
+    if not abs(sums_J[worst] - 1) <= REGRESSOR_SUM_SLACK:
+        raise InputError(
+            f"{path}: expected weights that sum to about 1 in each row, found {sums_J[worst]:.4g} "
+            f"in row {worst}; the file is damaged, take it from its source again"
+        )
+    return regressor_JV
 
 
 def padded_rows(matrix: SparseMatrix | NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ imported inside, so that ``kinemesh --help`` answers at once. A new verb is a fi
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import kinemesh
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0 done, 1 something failed, 2 wrong usage or input, 130 Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    shown = warnings.formatwarning
+    warnings.formatwarning = _notice
     try:
         return _dispatch(words)
     except InputError as error:
@@ -55,6 +58,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1
         print_error(error)
         return 1
+    finally:
+        warnings.formatwarning = shown
+
+
+def _notice(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What Python prints for a warning; one for the user goes without the place in our code."""
+    if category is UserWarning:
+        return f"kinemesh: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _dispatch(words: list[str]) -> int:

@@ -93,6 +93,7 @@ def _read_size(text: str) -> tuple[int, int]:
 
 def _report(source: Path, done: "Conversion") -> list[str]:
     """What was taken, what was left out, and what to type next."""
+    from kinemesh.models.checkpoint_check import note_on_values
     from kinemesh.models.checkpoints import FAMILIES
     from kinemesh.models.conversion import LICENSE, sizes_of
     from kinemesh.models.graphormer import GraphormerConfig
@@ -116,6 +117,8 @@ def _report(source: Path, done: "Conversion") -> list[str]:
         lines.append(f"  input: {_input(done)}")
     elif task is not None:
         lines.append(f"  mesh: {_mesh(done)}")
+    if note := note_on_values(found.state):
+        lines.append(f"  Warning: {note}")
     lines += [f"Written: {done.path}", LICENSE]
     if task is not None:
         assets = "" if done.topology is not None or task == "pose2d" else " --assets FOLDER"

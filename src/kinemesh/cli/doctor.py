@@ -21,11 +21,14 @@ def doctor(assets: Assets = None) -> int:
     if assets is not None:
         checks = examine_assets(assets)
         _show(f"kinemesh doctor --assets {assets}", checks)
+        for check in checks:
+            if check.place:  # below the table, since a cell would break a path into lines
+                print(f"{check.status}: {check.place}")
         return 0 if has_complete_set(checks) else 1
     checks = examine()
     _show("kinemesh doctor", checks)
     for check in checks:
-        if check.mend:  # below the table, since a cell would break a command into lines
+        if check.mend:  # below the table, as the paths
             print(f"To mend {check.name}:\n  {check.mend}")
     return 0 if is_healthy(checks) else 1
 

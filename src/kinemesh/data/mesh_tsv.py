@@ -36,6 +36,7 @@ from kinemesh.files import write_bytes
 from kinemesh.optional import require
 
 _PARTS = ("img", "label", "hw")
+_TRIED = 32  # rows that may say whether a set is of bodies or hands
 _LONGEST_LIST = 1 << 20  # bytes of a text file of names; .tsv files of pictures are longer
 
 
@@ -45,7 +46,8 @@ class MeshTsvDataset(MeshDataset):
     Args:
         path: The YAML file.
         options: How samples are made.
-        kind: "body" or "hand"; None tells by the first label.
+        kind: "body" or "hand"; None tells by the first label that can be read, of some rows that
+            are spread over the set.
         write_index: Keep offsets that had to be searched beside their files.
 
     Raises:
@@ -67,10 +69,7 @@ class MeshTsvDataset(MeshDataset):
         self.sources = [_Source.open(files, write_index) for files in layout.sources]
         self.lines = _read_lines(layout, self.sources)
         self._told_of_keys = False
-        if kind is None:
-            first = self._record(0)
-            kind = kind_of(first.annotation, first.where)
-        super().__init__(kind, options or MeshOptions())
+        super().__init__(self._kind() if kind is None else kind, options or MeshOptions())
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -91,6 +90,17 @@ class MeshTsvDataset(MeshDataset):
             prefix = f"{source.keys.path.name}_" if self.composite else ""
             keys.append(prefix + source.keys.row(row)[0])
         return keys
+
+    def _kind(self) -> Kind:
+        """What the labels speak of; a damaged row leaves it to another one."""
+        problem: InputError | None = None
+        for index in np.unique(np.linspace(0, len(self) - 1, _TRIED).astype(np.int64)).tolist():
+            try:
+                record = self._record(index)
+                return kind_of(record.annotation, record.where)
+            except InputError as error:
+                problem = problem or error
+        raise problem or InputError(f"'{self.path}': expected at least one row, found none.")
 
     def _record(self, index: int) -> MeshRecord:
         number, row = (int(value) for value in self.lines[index])

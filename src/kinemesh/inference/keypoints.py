@@ -56,6 +56,9 @@ class KeypointPredictor:
             ``skeleton``, ``resolution`` and ``color_order`` are read, the rest is kept.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
 
+    Attributes:
+        finds_people: Whether the network finds people by itself, and so takes no boxes.
+
     Raises:
         InputError: The device is not there.
     """
@@ -69,16 +72,12 @@ class KeypointPredictor:
     ) -> None:
         self.device = resolve_device(device)
         self.network = network.to(self.device).eval()
+        self.finds_people = isinstance(network, SequentialPrtr)
         self.metadata = dict(metadata)
         self.skeleton = get_skeleton(metadata["skeleton"])
         first, second = metadata["resolution"]
         self.size = (int(first), int(second))
         self.order = metadata["color_order"]
-
-    @property
-    def finds_people(self) -> bool:
-        """Whether the network finds people by itself, and so takes no boxes."""
-        return isinstance(self.network, SequentialPrtr)
 
     def predict(
         self,

@@ -306,7 +306,10 @@ def load(
     if task_of(name) == "pose2d":
         from kinemesh.inference.keypoints import KeypointPredictor  # noqa: PLC0415
 
-        return KeypointPredictor(*load_keypoint_model(name), device)
+        predictor = KeypointPredictor(*load_keypoint_model(name), device)
+        if predictor.device.type == "cpu":  # as below
+            predictor.network = optimise(predictor.network)
+        return predictor
     place = resolve_device(device)
     network, topology, metadata = load_model(name, None if assets is None else Path(assets))
     if place.type == "cpu":  # the same outputs up to rounding, in less time

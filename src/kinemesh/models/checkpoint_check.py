@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from kinemesh.errors import InputError
@@ -59,6 +60,23 @@ def differences(
         lines = "".join(f"\n  {line}" for line in differing)
         problems.append(f"{len(differing)} of another shape:{lines}")
     return "; ".join(problems)
+
+
+def count_differences(state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]) -> int:
+    """How many tensors are missing, unknown or of another shape."""
+    differing = [n for n, shape in wanted.items() if n in state and tuple(state[n].shape) != shape]
+    return len(state.keys() ^ wanted.keys()) + len(differing)
+
+
+def note_on_values(state: Mapping[str, Tensor]) -> str:
+    """That tensors hold NaN or infinity, and which; empty where all values are numbers."""
+    names = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if not names:
+        return ""
+    return (
+        f"{len(names)} of {len(state)} tensors hold values that are infinite or not a number: "
+        f"{some(names)}. Whatever depends on them is useless; copy or download the file again."
+    )
 
 
 def some(names: Iterable[str]) -> str:

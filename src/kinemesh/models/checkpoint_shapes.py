@@ -1,12 +1,15 @@
 """The sizes of a network, read from the shapes of its tensors.
 
-What a tensor that is absent would tell keeps the published value. The check of the tensors against
-a network of these sizes then names everything that is missing or does not fit at once.
+A size that several tensors tell is the one that most of them agree on, so that a single odd tensor
+does not decide what the others should be. What a tensor that is absent would tell keeps the
+published value. The check of the tensors against a network of these sizes then names everything
+that is missing or does not fit at once.
 """
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -39,28 +42,30 @@ def backbone_of(shapes: Shapes, prefix: str = "backbone.") -> dict[str, Any]:
 
 
 def _hrnet_of(shapes: Shapes) -> dict[str, Any]:
-    def channels(name: str, default: int) -> int:
-        return size_of(shapes, f"{name}.weight", 0, default)
+    def channels(conv: str, norm: str, default: int) -> int:
+        told = (f"{conv}.weight", f"{norm}.weight", f"{norm}.bias")
+        return agreed(shapes, ((name, 0) for name in told), default)
 
     found = {
-        "stem_width": channels("conv1", _HRNET["stem_width"]),
+        "stem_width": channels("conv1", "bn1", _HRNET["stem_width"]),
         "head_planes": tuple(
-            channels(f"incre_modules.{branch}.0.conv1", planes)
+            channels(f"incre_modules.{branch}.0.conv1", f"incre_modules.{branch}.0.bn1", planes)
             for branch, planes in enumerate(_HRNET["head_planes"])
         ),
-        "pooled_channels": channels("final_layer.0", _HRNET["pooled_channels"]),
+        "pooled_channels": channels("final_layer.0", "final_layer.1", _HRNET["pooled_channels"]),
         "modules": tuple(
             count_modules(shapes, f"stage{stage}", default)
             for stage, default in enumerate(_HRNET["modules"], start=2)
         ),
     }
     unusual = {name: value for name, value in found.items() if value != _HRNET[name]}
-    return {"name": "hrnet", "width": channels("stage2.0.branches.0.0.conv1", 64), **unusual}
+    first = "stage2.0.branches.0.0"
+    return {"name": "hrnet", "width": channels(f"{first}.conv1", f"{first}.bn1", 64), **unusual}
 
 
 def _resnet_of(shapes: Shapes) -> dict[str, Any]:
     depth = _DEPTHS.get(count_modules(shapes, "layer3", 6), 50)
-    width = size_of(shapes, "conv1.weight", 0, 64)
+    width = agreed(shapes, (("conv1.weight", 0), ("bn1.weight", 0), ("bn1.bias", 0)), 64)
     return {"name": "resnet", "depth": depth, **({} if width == 64 else {"width": width})}
 
 
@@ -99,8 +104,16 @@ def _mesh_sizes(
     shapes: Shapes, published: MetroConfig | GraphormerConfig, joints: int | None
 ) -> dict[str, Any]:
     coarse = size_of(shapes, "upsampling.weight", 1, published.coarse_vertices)
-    stages = [f"upsampling{n if n > 1 else ''}.weight" for n in range(1, 10)]
-    upsampled = tuple(size_of(shapes, name, 0, coarse) for name in stages if name in shapes)
+    stages = [f"upsampling{n if n > 1 else ''}" for n in range(1, 10)]
+    upsampled = tuple(
+        agreed(
+            shapes,
+            ((f"{name}.bias", 0), (f"{name}.weight", 0), (f"{after}.weight", 1)),
+            coarse,
+        )
+        for name, after in itertools.pairwise((*stages, ""))
+        if f"{name}.weight" in shapes
+    )
     queries = size_of(shapes, "cam_param_fc2.weight", 1, 0)
     if published.camera_tokens == "vertices":
         queries = size_of(shapes, "conv_learn_tokens.weight", 0, 0)
@@ -109,26 +122,46 @@ def _mesh_sizes(
         "joints": joints or found,
         "coarse_vertices": coarse,
         "upsampled": upsampled or published.upsampled,
-        "camera_hidden": size_of(shapes, "cam_param_fc2.weight", 0, published.camera_hidden),
+        "camera_hidden": agreed(
+            shapes,
+            (("cam_param_fc2.weight", 0), ("cam_param_fc2.bias", 0), ("cam_param_fc3.weight", 1)),
+            published.camera_hidden,
+        ),
     }
 
 
 def _block_sizes(
     shapes: Shapes, published: MetroConfig | GraphormerConfig, blocks: int
 ) -> dict[str, Any]:
-    def each(name: str, axis: int, defaults: tuple[int, ...]) -> tuple[int, ...]:
+    def each(told: Mapping[str, int], defaults: tuple[int, ...]) -> tuple[int, ...]:
         padded = (*defaults, *(defaults[-1:] * blocks))
-        names = [f"trans_encoder.{block}.{name}.weight" for block in range(blocks)]
-        return tuple(size_of(shapes, full, axis, padded[b]) for b, full in enumerate(names))
+        return tuple(
+            agreed(
+                shapes, ((f"trans_encoder.{b}.{n}", axis) for n, axis in told.items()), padded[b]
+            )
+            for b in range(blocks)
+        )
 
     first, layer = "trans_encoder.0.bert", "bert.encoder.layer.0"
-    outputs = each("cls_head", 0, published.out_dims)
+    widths = {
+        "bert.position_embeddings.weight": 1,
+        "bert.img_embedding.weight": 0,
+        "bert.img_embedding.bias": 0,
+        "cls_head.weight": 1,
+    }
+    inner = {
+        f"{layer}.intermediate.dense.weight": 0,
+        f"{layer}.intermediate.dense.bias": 0,
+        f"{layer}.output.dense.weight": 1,
+    }
+    heads = {"cls_head.weight": 0, "cls_head.bias": 0, "residual.weight": 0, "residual.bias": 0}
+    positions = ((f"trans_encoder.{b}.bert.position_embeddings.weight", 0) for b in range(blocks))
     return {
-        "hidden_dims": each("bert.position_embeddings", 1, published.hidden_dims),
-        "feed_forward_dims": each(f"{layer}.intermediate.dense", 0, published.feed_forward_dims),
-        "out_dims": (*outputs[:-1], 3),
+        "hidden_dims": each(widths, published.hidden_dims),
+        "feed_forward_dims": each(inner, published.feed_forward_dims),
+        "out_dims": (*each(heads, published.out_dims)[:-1], 3),
         "layers": count_modules(shapes, f"{first}.encoder.layer", published.layers),
-        "positions": size_of(shapes, f"{first}.position_embeddings.weight", 0, published.positions),
+        "positions": agreed(shapes, positions, published.positions),
     }
 
 
@@ -142,6 +175,15 @@ def size_of(shapes: Shapes, name: str, axis: int, default: int) -> int:
     """Length of an axis of a tensor; ``default`` where it is absent."""
     shape = shapes.get(name, ())
     return shape[axis] if len(shape) > axis else default
+
+
+def agreed(shapes: Shapes, told: Iterable[tuple[str, int]], default: int) -> int:
+    """Length that most of some axes have, each a name and a number; the first of equally many.
+
+    ``default`` where all of these tensors are absent.
+    """
+    found = [shapes[name][axis] for name, axis in told if len(shapes.get(name, ())) > axis]
+    return Counter(found).most_common(1)[0][0] if found else default
 
 
 def count_modules(shapes: Shapes, parent: str, default: int) -> int:

@@ -91,6 +91,7 @@ def convert_checkpoint(
             "state dict with --official, or use it as it is."
         )
     out = _target(source, out, f"{source.stem}.safetensors", overwrite)
+    _check_suffix(out, (".safetensors",))
     converted = from_official(read_tensors(source), family, heads=heads)
     task = FAMILIES[converted.family].task
     topology = None if assets is None else _topology(assets, task)
@@ -164,6 +165,15 @@ def _target(source: Path, out: Path | None, name: str, overwrite: bool) -> Path:
     return out
 
 
+def _check_suffix(out: Path, wanted: tuple[str, ...]) -> None:
+    """Refuse a name that says something else than what is written."""
+    if out.suffix not in wanted:
+        raise InputError(
+            f"--out {out}: expected a name that ends in {' or '.join(wanted)}, which is what is "
+            f"written, found {out.name!r}. Write --out {out.with_suffix(wanted[0])}"
+        )
+
+
 def export_official(
     source: str | Path,
     family: str | None = None,
@@ -194,6 +204,7 @@ def export_official(
     # The official loader takes a file for a state dict if its path says so.
     stem = source.stem.removesuffix("_state_dict") + "_state_dict"
     out = _target(source, out, f"{stem}.bin", overwrite)
+    _check_suffix(out, (".bin", ".pth", ".pt"))
     tensors, record = read_weights(source)
     found = record.get("family")
     if not isinstance(found, str) or found not in FAMILIES:

@@ -1,5 +1,6 @@
 """Weights to start from: ImageNet backbones, official checkpoints and our own files."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from kinemesh.bodies.topology import strip_prefix
 from kinemesh.errors import InputError
-from kinemesh.models.checkpoint_check import differences
+from kinemesh.models.checkpoint_check import differences, note_on_values
 from kinemesh.models.checkpoint_files import check_is_file, read_tensors
 from kinemesh.models.checkpoints import from_official
 from kinemesh.models.efficientnet_lite import CLASSIFIER_PREFIXES, EfficientNetLite0
@@ -101,6 +102,8 @@ def _fill(model: nn.Module, weights: _Weights) -> None:
     wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     # a frozen batch norm counts no batches
     state = {n: v for n, v in weights.state.items() if n in wanted or not n.endswith(_COUNTER)}
+    if note := note_on_values(state):
+        warnings.warn(f"{weights.path}: {note}", stacklevel=3)
     if problems := differences(state, wanted):
         raise InputError(
             f"{weights.path}: expected the {len(wanted)} tensors of this {type(model).__name__}, "

@@ -347,6 +347,12 @@ def read_record(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             record = json.loads((file.metadata() or {}).get("kinemesh", "null"))
     except (SafetensorError, OSError, ValueError) as error:
+        if _is_of_torch_save(path):
+            raise InputError(
+                f"{path}: not a readable safetensors file but one of torch.save. Expected a weight "
+                "file of kinemesh; make one of an official checkpoint with: kinemesh convert "
+                f"{path}"
+            ) from error
         raise InputError(
             f"{path}: not a readable safetensors file ({error}). Expected a weight file written "
             "by kinemesh; train one with: kinemesh train"
@@ -354,9 +360,19 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise InputError(
             f"{path}: a safetensors file without the kinemesh record of format {FORMAT} in its "
-            "header. Expected a weight file written by kinemesh.train or save_model."
+            "header. Expected a weight file written by kinemesh; if it is an official checkpoint, "
+            f"make one of it with: kinemesh convert {path}"
         )
     return record
+
+
+def _is_of_torch_save(path: Path) -> bool:
+    """Whether a file begins as those of PyTorch do: a zip archive, or before 1.6 a pickle."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
+    except OSError:
+        return False
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -111,7 +111,7 @@ class MeshTransformerRecipe(Recipe):
     weights: MeshLossWeights = field(default_factory=MeshLossWeights)
     """Weights of the loss terms."""
     samples: int = 20_000
-    """Synthetic data: how many different samples; up to 512 are kept in memory."""
+    """Synthetic data: how many different samples; kept in memory up to 256 MiB."""
     validation_samples: int = 256
     """Synthetic data: how many held-out samples."""
     measure_epochs: int = 1
