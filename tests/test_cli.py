@@ -685,9 +685,9 @@ class TestDoctor:
         assert checks["torch"].status == "broken"
         assert checks["torch"].detail == "0.0.1, but kinemesh needs >=2.6"
         assert checks["torch"].mend == "pip install 'torch>=2.6'"
-        assert checks["scipy"].status == "broken"
+        assert checks["webdataset"].status == "broken"
         assert not is_healthy([checks["torch"]])
-        assert is_healthy([checks["scipy"]])
+        assert is_healthy([checks["webdataset"]])
 
 
 def test_import_is_light() -> None:
