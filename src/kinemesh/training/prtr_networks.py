@@ -101,6 +101,20 @@ def prepare_prtr(
     return network
 
 
+def first_images(
+    dataset: Dataset[Any], collate: Callable[[list[Any]], Mapping[str, Tensor]], name: str
+) -> Tensor:
+    """(B,3,H,W) images of the first samples of a data set, for `prepare_prtr`.
+
+    Args:
+        dataset: A map-style data set with a length.
+        collate: Joins its samples to a batch.
+        name: What the batch calls its images.
+    """
+    count = min(len(dataset), MEASURED_IMAGES)  # type: ignore[arg-type]
+    return collate([dataset[index] for index in range(count)])[name]
+
+
 @torch.no_grad()
 def measure_frozen_norms(network: PrtrNetwork, image_B3HW: Tensor) -> None:
     """Give the frozen norms of a backbone with random weights the statistics of some images.

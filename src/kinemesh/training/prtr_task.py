@@ -42,11 +42,11 @@ from kinemesh.skeletons import COCO17, MPII16, Skeleton
 from kinemesh.training.config import OptimConfig, Recipe
 from kinemesh.training.prtr_networks import (
     KEPT_IN_MEMORY,
-    MEASURED_IMAGES,
     KeptSamples,
     PrtrBackbone,
     PrtrNetwork,
     build_prtr,
+    first_images,
     prepare_prtr,
     prtr_parameter_groups,
 )
@@ -281,9 +281,7 @@ class PrtrTask:
         return prepare_prtr(network, self.recipe.init, self._first_images)
 
     def _first_images(self) -> Tensor:
-        dataset = self.train_dataset()
-        count = min(len(dataset), MEASURED_IMAGES)  # type: ignore[arg-type]
-        return self.collate([dataset[index] for index in range(count)])["image"]
+        return first_images(self.train_dataset(), self.collate, "image")
 
     def parameter_groups(self, model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """The published groups."""

@@ -44,11 +44,11 @@ from kinemesh.skeletons import COCO17
 from kinemesh.training.config import OptimConfig, Recipe
 from kinemesh.training.prtr_networks import (
     KEPT_IN_MEMORY,
-    MEASURED_IMAGES,
     KeptSamples,
     PrtrBackbone,
     PrtrNetwork,
     build_prtr,
+    first_images,
     prepare_prtr,
     prtr_parameter_groups,
     shared_count,
@@ -201,9 +201,7 @@ class SequentialTask:
         return network
 
     def _first_images(self) -> Tensor:
-        dataset = self.train_dataset()
-        count = min(len(dataset), MEASURED_IMAGES)  # type: ignore[arg-type]
-        return self.collate([dataset[index] for index in range(count)])["images"]
+        return first_images(self.train_dataset(), self.collate, "images")
 
     def parameter_groups(self, model: nn.Module, optim: OptimConfig) -> list[dict[str, Any]]:
         """Those of the two-stage runs."""
