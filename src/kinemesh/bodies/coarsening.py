@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse import csgraph
 from torch import Tensor
 
 from kinemesh.bodies.topology import CoarseLevel
 from kinemesh.errors import InputError
-from kinemesh.optional import require
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -37,7 +38,6 @@ class EdgeGraph:
     @classmethod
     def of_mesh(cls, vertices_V3: Array, faces_F3: Indices) -> "EdgeGraph":
         """Graph of all edges of ``faces_F3``; vertices without a face stay unconnected."""
-        sparse = require("scipy.sparse", "bake")
         first, second = unique_edges(faces_F3).T
         length = np.linalg.norm(vertices_V3[first] - vertices_V3[second], axis=1)
         count = len(vertices_V3)
@@ -46,13 +46,11 @@ class EdgeGraph:
 
     def distances(self, sources: Sequence[int] | Indices, limit: float = np.inf) -> Array:
         """(S, V) shortest paths from each source, metres; infinite beyond ``limit``."""
-        csgraph = require("scipy.sparse.csgraph", "bake")
         found: Array = csgraph.dijkstra(self.matrix, indices=sources, limit=limit)
         return found
 
     def nearest(self, sources: Indices) -> Indices:
         """(V,) position in ``sources`` of the nearest one; -1 where none can be reached."""
-        csgraph = require("scipy.sparse.csgraph", "bake")
         *_, source = csgraph.dijkstra(
             self.matrix, indices=sources, min_only=True, return_predecessors=True
         )

@@ -163,8 +163,7 @@ def data_bake(out: Path) -> int:
     from kinemesh.bodies.anny_bake import bake_assets
     from kinemesh.optional import require
 
-    for module in ("anny", "scipy.sparse"):  # before the folder is made
-        require(module, "bake")
+    require("anny", "bake")  # before the folder is made
     out.mkdir(parents=True, exist_ok=True)
     for name, value in bake_assets(out).items():
         print(f"{name}: {value:.4g}")
