@@ -145,6 +145,11 @@ class Rig:
         vertices = (linear @ rest.vertices[..., None])[..., 0] + translation
         return Posed(vertices, heads_BN3)
 
+    def world_rotations(self, rotations_BN33: Tensor) -> Tensor:
+        """Rotations (B, N, 3, 3) of the bones from the rest pose; arguments as for `pose`."""
+        heads = self.bone_template.expand(len(rotations_BN33), -1, -1)
+        return self._kinematics(rotations_BN33, heads)[0]
+
     def joints(self, posed: Posed) -> Tensor:
         """(B, J, 3) joints of ``posed`` in the order of the skeleton, rest frame, metres."""
         joints_BJ3 = regress(posed.vertices, self.regressor_index, self.regressor_weight)

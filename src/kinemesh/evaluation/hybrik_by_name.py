@@ -1,0 +1,168 @@
+"""Evaluations of POTTER's mesh network as the command line names them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from kinemesh.bodies.hybrik_anny import AnnyHybrik
+from kinemesh.bodies.hybrik_bodies import HybrikBody, load_smpl_hybrik
+from kinemesh.bodies.topology import strip_prefix
+from kinemesh.data.hybrik_dataset import PREFIXES, names_hybrik, open_hybrik
+from kinemesh.data.hybrik_records import HybrikSample, collate_hybrik
+from kinemesh.data.synthetic.hybrik import SYNTHETIC_HYBRIK, SyntheticHybrik, load_anny_hybrik
+from kinemesh.errors import InputError
+from kinemesh.evaluation.hybrik import HybrikResult, ProtocolName, score_hybrik
+from kinemesh.evaluation.hybrik_side import HybrikSide
+from kinemesh.models.potter_body import ARCHITECTURE, PotterBody
+from kinemesh.models.potter_mesh import PotterMesh
+from kinemesh.models.potter_variants import build_potter_network
+from kinemesh.models.registry import read_weights, weight_path
+
+HYBRIK_DATASETS = (
+    SYNTHETIC_HYBRIK,
+    *(f"{prefix}FOLDER" for prefix, name in PREFIXES.items() if name != "coco"),
+)
+"""What `evaluate_hybrik` takes, for help and messages."""
+SYNTHETIC_COUNT = 256
+
+
+@dataclass(frozen=True)
+class HybrikEvaluation:
+    """What decides a run over a data set, and its score.
+
+    Attributes:
+        flip_test: Average over each crop and its mirror image, as published scores do.
+        count: How many people; None: all, or 256 rendered ones.
+        batch_size: Crops at a time.
+        workers: Processes that read data.
+    """
+
+    flip_test: bool = True
+    count: int | None = None
+    batch_size: int = 32
+    workers: int = 0
+
+
+def is_hybrik_dataset(dataset: str) -> bool:
+    """Whether a data set is one that `evaluate_hybrik` takes."""
+    return dataset == SYNTHETIC_HYBRIK or names_hybrik(dataset)
+
+
+def load_potter_body(model: str | Path, assets: Path | None = None) -> PotterBody:
+    """A network of POTTER for human meshes with its body, in eval mode, on the CPU.
+
+    Args:
+        model: A weight file of training, or a converted official checkpoint.
+        assets: Folder with SMPL and its joint regressor; a network on Anny's body needs none.
+
+    Raises:
+        InputError: The file holds another kind of network, or a file of SMPL is missing.
+    """
+    path = weight_path(model)
+    tensors, record = read_weights(path)
+    if record.get("architecture") != ARCHITECTURE:
+        raise InputError(
+            f"{path}: expected a network of POTTER for human meshes ({ARCHITECTURE}), found "
+            f"{record.get('architecture')!r}."
+        )
+    network = cast(PotterMesh, build_potter_network(record, blank=True))
+    state = {name: value.float() for name, value in strip_prefix(tensors, "model.").items()}
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: the file does not fit the architecture of this version ({error}). Use the "
+            "version that wrote it, or convert or train the model again."
+        ) from error
+    return PotterBody(network, _body_of(record.get("body", "smpl"), path, assets)).eval()
+
+
+def _body_of(body: str, path: Path, assets: Path | None) -> HybrikBody:
+    if body == "anny-body":
+        return load_anny_hybrik()
+    if assets is None:
+        raise InputError(
+            f"{path}: this network poses SMPL, whose files are not in it. Name the folder that "
+            "holds SMPL and J_regressor_h36m_correct.npy with --assets."
+        )
+    return load_smpl_hybrik(assets)
+
+
+def evaluate_hybrik(
+    model: str | Path,
+    dataset: str,
+    options: HybrikEvaluation | None = None,
+    *,
+    assets: Path | None = None,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> HybrikResult:
+    """Score a network of POTTER for human meshes.
+
+    Args:
+        model: As for `load_potter_body`.
+        dataset: ``h36m-hybrik:``, ``3dpw-hybrik:`` or ``3dhp-hybrik:`` and a folder or file, or
+            ``synthetic-hybrik``.
+        options: Flip test and so on.
+        assets: As for `load_potter_body`.
+        device: Where to compute.
+        progress: Told about each batch.
+
+    Raises:
+        InputError: A file is missing, or model and data set do not fit together.
+    """
+    options = options or HybrikEvaluation()
+    protocol = protocol_of(dataset)
+    network = load_potter_body(model, assets)
+    size = network.network.config.side
+    shown, posed = dataset == SYNTHETIC_HYBRIK, isinstance(network.body, AnnyHybrik)
+    if shown != posed:
+        bodies = ("SMPL", "Anny")
+        raise InputError(
+            f"{model}: this network poses {bodies[posed]}, but {dataset} is labelled with "
+            f"{bodies[shown]}. Choose a model and a data set of the same body: "
+            f"{', '.join(HYBRIK_DATASETS)}."
+        )
+    if dataset == SYNTHETIC_HYBRIK:
+        options = replace(options, count=options.count or SYNTHETIC_COUNT)
+    samples = _open(dataset, size, options.count)
+    total = len(samples)  # type: ignore[arg-type]
+    loader = DataLoader(
+        samples, options.batch_size, collate_fn=collate_hybrik, num_workers=options.workers
+    )
+    side = HybrikSide(network.to(device), flip_test=options.flip_test)
+    columns = side.columns(
+        loader, device, None if progress is None else lambda done: progress(done, total)
+    )
+    regressor = "the body's own" if protocol == "own" else "J_regressor_h36m of SMPL's mesh"
+    result = score_hybrik(columns, protocol, (str(model), dataset), regressor)
+    flipped = "with" if options.flip_test else "without"
+    return replace(result, notes=(*result.notes, f"{flipped} flip test"))
+
+
+def protocol_of(dataset: str) -> ProtocolName:
+    """How a data set is scored.
+
+    Raises:
+        InputError: It has no labels that could be compared.
+    """
+    if dataset == SYNTHETIC_HYBRIK:
+        return "own"
+    for prefix, name in PREFIXES.items():
+        if dataset.startswith(prefix) and name != "coco":
+            return name
+    raise InputError(
+        f"{dataset}: expected a data set with labels in space: {', '.join(HYBRIK_DATASETS)}."
+    )
+
+
+def _open(dataset: str, size: int, count: int | None) -> Dataset[HybrikSample]:
+    if dataset == SYNTHETIC_HYBRIK:
+        assert count is not None
+        return SyntheticHybrik(0, size, count, "test")
+    samples = open_hybrik(dataset, size=size)
+    return samples if count is None else Subset(samples, range(min(count, len(samples))))
