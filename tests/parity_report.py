@@ -23,6 +23,15 @@ from tests.parity import (
     data,
     losses,
     metrics,
+    pointhmr_data,
+    pointhmr_losses,
+    pointhmr_mesh,
+    pointhmr_metrics,
+    pointhmr_networks,
+    potter_hands,
+    potter_mesh,
+    potter_networks,
+    potter_weights,
     prtr_data,
     prtr_evaluation,
     prtr_losses,
@@ -69,10 +78,25 @@ SYSTEMS: dict[str, System] = {
     "graphormer": System(
         lambda: MeshTransformers("graphormer"), (topology.compare, losses.compare)
     ),
+    "pointhmr": System(
+        pointhmr_networks.PointHmrNetworks,
+        (
+            pointhmr_mesh.compare,
+            pointhmr_losses.compare,
+            pointhmr_metrics.compare,
+            pointhmr_data.compare,
+        ),
+        pointhmr_networks.read_manifest,
+    ),
     "prtr": System(
         prtr_networks.PrtrNetworks,
         (prtr_data.compare, prtr_losses.compare, prtr_evaluation.compare),
         prtr_networks.read_manifest,
+    ),
+    "potter": System(
+        potter_networks.PotterNetworks,
+        (potter_weights.compare, potter_mesh.compare, potter_hands.compare),
+        potter_networks.read_manifest,
     ),
 }
 
@@ -122,7 +146,7 @@ def text_line(result: Comparison) -> str:
     return (
         f"{'pass' if result.passed else 'FAIL'}  {result.name:<28} {result.count:4d} arrays  "
         f"abs {result.absolute:8.2e}  rel {result.relative:8.2e}  tol {result.tolerance}  "
-        f"at {result.worst or '-'}"
+        f"used {result.used:4.0%} at {result.worst or '-'}"
     )
 
 
@@ -130,7 +154,8 @@ def markdown_line(result: Comparison) -> str:
     """One row of the table in docs/parity.md."""
     return (
         f"| {result.name} | {result.count} | {result.absolute:.1e} | {result.relative:.1e} | "
-        f"{result.tolerance} | `{result.worst}` | {'pass' if result.passed else '**FAIL**'} |"
+        f"{result.tolerance} | `{result.worst}`, {result.used:.0%} | "
+        f"{'pass' if result.passed else '**FAIL**'} |"
     )
 
 
