@@ -31,7 +31,9 @@ class KeypointTargets:
         places_BJ2: In the unit of the network's coordinates; without a label, a finite filler.
         weight_BJ1: 1 where a joint is labelled, 0 where not.
         has_B: 1 for people whose joints are labelled at all; None: all. The others have no part.
-        people: () number of people that the sums are divided by; None: those of ``has_B``.
+        people: () number of people that the sums are divided by; None: those of ``has_B``. In
+            several processes it is the mean over them, so that the mean of their losses is the loss
+            of the whole batch, in which a process without such people has its part.
 
     Raises:
         InputError: The shapes differ.
@@ -119,9 +121,14 @@ class KeypointSetLoss:
         label_J = torch.arange(joints, device=query_LBJ.device)
         class_LBQ = torch.full(logits_LBQK.shape[:-1], joints, device=query_LBJ.device)
         class_LBQ = class_LBQ.scatter(2, query_LBJ, label_J.expand_as(query_LBJ))
+        divisor: Tensor | None = None
+        if targets.people is not None:
+            # every person has one query for each joint, and the others are background
+            spare = logits_LBQK.shape[2] - joints
+            divisor = targets.people * (joints + self.background_weight * spare)
         losses_L = {
             "loss_ce": weighted_cross_entropy(
-                logits_LBQK, class_LBQ, self.background_weight, targets.has_B
+                logits_LBQK, class_LBQ, self.background_weight, targets.has_B, divisor
             ),
             "loss_kpts": _coordinate_loss(coords_LBQ2, query_LBJ, targets),
         }
@@ -140,7 +147,7 @@ class DetectionTargets:
     Attributes:
         boxes_BN4: Centre x, centre y, width and height in [0,1]; rows after the last are finite.
         people_BN: True where a row is a person.
-        people: () number of people that the sums are divided by, at least 1; None: those here.
+        people: () number of people that the sums are divided by; None: those here, at least 1.
     """
 
     boxes_BN4: Tensor
@@ -221,17 +228,24 @@ def stack_detections(output: Detections) -> tuple[Tensor, Tensor]:
 
 
 def weighted_cross_entropy(
-    logits_LBQK: Tensor, class_LBQ: Tensor, background_weight: float, has_B: Tensor | None = None
+    logits_LBQK: Tensor,
+    class_LBQ: Tensor,
+    background_weight: float,
+    has_B: Tensor | None = None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """(L,) weighted mean of the cross-entropy over all queries of all samples that count.
 
-    The last class is the background and has its own weight; the others have 1.
+    The last class is the background and has its own weight; the others have 1. ``divisor`` () is
+    what the weighted sum is divided by; None: the sum of the weights.
     """
     weight_LBQ = torch.where(class_LBQ == logits_LBQK.shape[-1] - 1, background_weight, 1.0)
     if has_B is not None:
         weight_LBQ = weight_LBQ * has_B[:, None]
     surprise = F.cross_entropy(logits_LBQK.flatten(0, 2), class_LBQ.flatten(), reduction="none")
     weighted_LBQ = weight_LBQ * surprise.reshape(class_LBQ.shape)
+    if divisor is not None:
+        return weighted_LBQ.sum(dim=(1, 2)) / divisor
     # without a sample that counts the sum is zero, and stays part of the graph
     smallest = background_weight or torch.finfo(weight_LBQ.dtype).tiny
     return weighted_LBQ.sum(dim=(1, 2)) / weight_LBQ.sum(dim=(1, 2)).clamp(min=smallest)
