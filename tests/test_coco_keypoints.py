@@ -204,9 +204,10 @@ def test_folders_and_splits(folder, tmp_path):
     for split in ("val", "val2017"):
         dataset = CocoKeypoints(tmp_path, folder / "val2017", split=split)
         assert dataset.file.path.stem == "person_keypoints_val2017"
-    for split in (None, "test"):
-        with pytest.raises(InputError, match=r"train2017.json, .*val2017.json. Name the file"):
-            CocoKeypoints(tmp_path, split=split)
+    with pytest.raises(InputError, match=r"train2017.json, .*val2017.json. Name the file"):
+        CocoKeypoints(tmp_path)
+    with pytest.raises(InputError, match=r"image_info_test\*.json of split 'test', found none"):
+        CocoKeypoints(tmp_path, split="test")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"found none\. Name the file"):
         CocoKeypoints(tmp_path / "empty")
@@ -222,7 +223,8 @@ def test_scenes(folder):
         expected = [(left + right) / 160, (top + bottom) / 120]
         expected += [(right - left) / 80, (bottom - top) / 60]
         np.testing.assert_allclose(box, expected, rtol=1e-6)
-    labelled = np.reshape(keypoints(12, (4,)), (17, 3))
+    labelled = np.reshape(keypoints(12, (4,)), (17, 3)).astype(float)
+    labelled[:, :2] += np.where(labelled[:, 2:] > 0, 0.5, 0)  # from pixels' centres to corners
     np.testing.assert_allclose(sample["keypoints"][0], labelled / [80, 60, 1], rtol=1e-6)
     assert sample["keypoints"][2].abs().sum() == 0
     assert sample["hand_boxes"].shape == (0, 4)
@@ -247,6 +249,10 @@ def test_mirrored_scenes(folder):
     expected = plain["keypoints"][:, list(COCO17.flip_permutation)].clone()
     expected[..., 0] = torch.where(expected[..., 2] > 0, 1 - expected[..., 0], expected[..., 0])
     torch.testing.assert_close(mirrored["keypoints"], expected)
+    # the same as mirroring a file's numbers, x to W - 1 - x
+    seen = expected[..., 2] > 0
+    in_file = plain["keypoints"][:, list(COCO17.flip_permutation), 0] * 80 - 0.5
+    torch.testing.assert_close((mirrored["keypoints"][..., 0] * 80 - 0.5)[seen], 79 - in_file[seen])
 
 
 def test_scene_batches(folder):

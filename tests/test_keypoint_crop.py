@@ -140,6 +140,17 @@ def test_boxes_are_enlarged_to_the_aspect():
     assert wide.scale.dtype == np.float32
 
 
+def test_a_centre_at_minus_one_is_not_padded():
+    """As published, where it stands for a person without a place."""
+    half_outside = np.array([-3.0, 10, 4, 100])
+    bare, padded = (place_box(half_outside + np.array([dx, 0, 0, 0]), 0.75) for dx in (0, 1))
+    assert bare.center.tolist() == [-1, 60]
+    np.testing.assert_allclose(bare.scale * 200, [75, 100])
+    np.testing.assert_allclose(padded.scale * 200, [93.75, 125])
+    half = place_box(half_outside, 0.75, 1.5, offset=np.array([-1.0, 60.0]))
+    np.testing.assert_allclose(half.scale * 200, [112.5, 150])  # half a body always is
+
+
 def test_statistics_go_to_channels_whatever_the_order():
     rgb = np.zeros((2, 3, 3), dtype=np.uint8) + np.uint8([255, 128, 0])
     bgr = np.ascontiguousarray(rgb[..., ::-1])

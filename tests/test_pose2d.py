@@ -17,9 +17,11 @@ from torch import nn
 import kinemesh
 from kinemesh.cli import main
 from kinemesh.data.coco_keypoints import CocoKeypoints
+from kinemesh.data.detection_scenes import CocoScenes, SceneOptions
 from kinemesh.data.keypoint_dataset import KeypointOptions
 from kinemesh.errors import InputError
 from kinemesh.evaluation import keypoints_by_name
+from kinemesh.evaluation.keypoint_readout import scene_people
 from kinemesh.evaluation.keypoints_by_name import KeypointEvaluation, evaluate_keypoints
 from kinemesh.formats.people_json import read_people_json
 from kinemesh.formats.people_npz import read_people_npz
@@ -208,7 +210,10 @@ def test_crops_are_those_of_the_evaluation(order, tmp_path):
 
 
 class Knower(SequentialPrtr):
-    """Says what it was told: scores, boxes (cxcywh in [0, 1]) and joints (x, y in [0, 1])."""
+    """Says what it was told: scores, boxes (cxcywh in [0, 1]) and joints (x, y in [0, 1]).
+
+    As whole images' labels do, its places count from the corner of the image.
+    """
 
     def __init__(self, scores, boxes, joints) -> None:
         record = tiny_record("prtr-sequential")
@@ -241,7 +246,7 @@ def knower(scores, jitter=0.0) -> tuple[KeypointPredictor, np.ndarray, np.ndarra
     corners = np.array([*boxes, boxes[1]], dtype=float)
     middle = (corners[:, :2] + corners[:, 2:] / 2) / size
     relative = np.concatenate([middle, corners[:, 2:] / size], axis=1)
-    network = Knower(scores, relative.tolist(), people / size)
+    network = Knower(scores, relative.tolist(), (people + 0.5) / size)
     return KeypointPredictor(network, tiny_record("prtr-sequential"), "cpu"), picture, people
 
 
@@ -250,11 +255,48 @@ def test_people_are_found_without_boxes_and_only_once():
     people = predictor.predict(picture)
     assert [round(person.score, 4) for person in people] == [0.9, 0.7]
     for person, row in zip(people, (1, 0), strict=True):
-        assert np.abs(person.joints_px - joints[row]).max() < 1e-3
+        assert np.abs(person.joints_px - (joints[row] + 0.5)).max() < 1e-3
         left, top = CORNERS[row]
         assert person.box_px == pytest.approx((left, top, 96, 120), abs=1e-3)
     (image,) = predictor.network.seen
     assert image.shape[-2:] == (64, 75)  # the shorter side resized to the record's 64
+
+
+class Teller(nn.Module):
+    """Says the same normalised joints of any crop."""
+
+    def __init__(self, joints_J2: torch.Tensor) -> None:
+        super().__init__()
+        self.joints = joints_J2
+
+    def forward(self, image_B3HW):
+        count = len(self.joints)
+        logits = torch.full((1, count, count + 1), -9.0)
+        logits[0, torch.arange(count), torch.arange(count)] = 9.0
+        return KeypointSetOutput(logits, self.joints[None])
+
+
+def test_labels_come_back_from_both_kinds_of_network_at_one_place(tmp_path):
+    """Whoever learns its labels perfectly predicts them, to a hundredth of a pixel."""
+    picture, joints, boxes = write_coco(tmp_path)
+    crops = CocoKeypoints(tmp_path, options=KeypointOptions(size=SIZE))
+    scene = CocoScenes(tmp_path, options=SceneOptions(shortest=64, longest=75))[0]
+    count, keypoints = len(boxes), scene["keypoints"][..., :2]
+    network = Knower([0.9] * count, scene["boxes"].tolist(), keypoints)
+    sequential = KeypointPredictor(network, tiny_record("prtr-sequential"), "cpu")
+    with torch.no_grad():
+        output = network(scene["image"][None])
+    scored = scene_people(output, [7], torch.tensor([[HEIGHT, WIDTH]]))
+    for number, person in enumerate(sequential.predict(picture)):
+        # what is scored counts like COCO's file, what is predicted from the picture's corner
+        assert np.abs(scored[number].keypoints_px - joints[number]).max() < 0.01
+        assert np.abs(person.joints_px - (joints[number] + 0.5)).max() < 0.01
+        sample = crops[number]
+        teller = KeypointPredictor(Teller(sample["target"]), reader_record(), "cpu")
+        # the crop of a label is a pixel smaller than its box
+        x, y, width, height = boxes[number]
+        (same,) = teller.predict(picture, [[x, y, width - 1, height - 1]])
+        assert np.abs(same.joints_px - person.joints_px).max() < 0.01
 
 
 def test_people_below_the_least_score_are_left_out():
@@ -484,7 +526,7 @@ def test_eval_prints_the_protocol_and_writes_the_report(photo, tmp_path, capsys)
     assert report["protocol"]["flip_test"] is False
     assert set(report["values"]) >= {"AP", "AR(L)"}
     assert main([*words, "--tta"]) == 2
-    assert "--tta means nothing on coco: and mpii:" in capsys.readouterr().err
+    assert "--tta means nothing on coco:coco" in capsys.readouterr().err
     assert main(["eval", "hand", "synthetic-hand", "--boxes", "coco/detections.json"]) == 2
     assert "--boxes means nothing on synthetic-hand" in capsys.readouterr().err
     assert main(["eval", "prtr.safetensors", "synthetic-hand"]) == 2

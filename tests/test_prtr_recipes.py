@@ -14,16 +14,24 @@ import torch
 
 from kinemesh.cli import main
 from kinemesh.errors import InputError
+from kinemesh.evaluation.keypoint_readout import read_out
 from kinemesh.models.registry import load_keypoint_model, read_weights
 from kinemesh.training import train
 from kinemesh.training.checkpoints import read_checkpoint
-from kinemesh.training.config import flatten
+from kinemesh.training.config import ScheduleConfig, flatten
 from kinemesh.training.prtr_published import PROCESSES
 from kinemesh.training.prtr_task import PrtrTask
 from kinemesh.training.recipes import RECIPES
 from kinemesh.training.schedules import lr_factor, run_fraction
-from kinemesh.training.sequential_task import SequentialTask
-from tests.tiny_prtr_recipes import NAMES, PUBLISHED_NAMES, SEQUENTIAL_NAMES, tiny, write_data
+from kinemesh.training.sequential_task import SequentialTask, in_label_frame, keypoint_targets
+from tests.tiny_prtr_recipes import (
+    NAMES,
+    PUBLISHED_NAMES,
+    SAMPLES,
+    SEQUENTIAL_NAMES,
+    tiny,
+    write_data,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FAMILIES = (
@@ -202,26 +210,109 @@ def test_numbers_can_be_changed_on_the_command_line(name, tmp_path, capsys):
 # Learning --------------------------------------------------------------------------------------
 
 
-def overfit(name, data, output, steps):
-    """Total loss of the first step over that of the last five."""
+LEARNED = 2.0
+"""Largest mean distance, in percent of the crop or box, of joints that have been learned."""
+
+
+def learn_by_heart(name, data, output, steps, lr=2e-3, **network):
+    """The task and the network after training on eight samples without variation."""
     recipe = tiny(name, data, output, steps=steps, augment=False)
-    recipe.network = replace(recipe.network, dropout=0.0)
-    recipe.schedule.kind = "constant"
-    recipe.optim.lr, recipe.optim.backbone_lr_scale = 2e-3, 1.0
-    train(recipe)
-    totals = [row["total"] for row in losses(output)]
-    return totals[0] / (sum(totals[-5:]) / 5)
+    recipe.network = replace(recipe.network, **({"dropout": 0.0} | network))
+    recipe.schedule = ScheduleConfig(kind="cosine", warmup_steps=20)
+    recipe.optim.lr, recipe.optim.backbone_lr_scale, recipe.optim.clip_norm = lr, 1.0, 1.0
+    recipe.log_every = steps
+    best = train(recipe).best
+    task = recipe.build_task()
+    samples = task.train_dataset()
+    batch = task.collate([samples[index] for index in range(SAMPLES)])
+    return task, load_keypoint_model(best)[0], batch
 
 
-@pytest.mark.parametrize("name", ["prtr-coco-deform-res50-384x288", "prtr-sequential-detector"])
-def test_eight_samples_are_learned(name, data, tmp_path):
-    assert overfit(name, data, tmp_path, 40) > 2
+def joint_distances(task, network, batch):
+    """Of all labelled joints from the labels, and from the mean place of each joint: percent.
+
+    Two-stage: of the crop's longer side, after the read-out. Sequential: of the enlarged box of the
+    person, after the read-out of the query that was matched to the person.
+    """
+    with torch.no_grad():
+        if isinstance(task, PrtrTask):
+            target, weight = batch["target"], batch["weight"][..., 0]
+            output = network(batch["image"])
+            sides = torch.tensor(batch["image"].shape[:1:-1])
+            extent = sides / sides.max()
+        else:
+            _, scene, _ = task.terms(network, batch, None, None)
+            labels = keypoint_targets(batch, None)
+            weight = labels.weight_BJ1[..., 0] * labels.has_B[:, None]
+            target, output = labels.places_BJ2, in_label_frame(scene, batch["boxes"])
+            extent = torch.ones(2)
+    found = read_out(output.logits, output.coords).coords
+    mean = (target * weight[..., None]).sum(0) / weight.sum(0)[:, None].clamp(min=1)
+    return [
+        float(100 * (((places - target) * extent).norm(dim=-1) * weight).sum() / weight.sum())
+        for places in (found, mean)
+    ]
+
+
+LEARNERS = [
+    ("prtr-coco-deform-res50-384x288", 150),
+    pytest.param("prtr-mpii-w32-256x256", 600, marks=pytest.mark.slow),
+    pytest.param("prtr-sequential", 600, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("name", "steps"), LEARNERS)
+def test_eight_samples_are_learned_by_heart(name, steps, data, tmp_path):
+    """One of each kind of network; what sees no picture is far off."""
+    learned, blind = joint_distances(*learn_by_heart(name, data, tmp_path, steps))
+    assert learned < LEARNED
+    assert blind > 5 * LEARNED
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_takes_a_step_with_its_own_settings(name, data, tmp_path):
+    """Groups, rates, clipping, schedule, variation and loss as published; only sizes are small."""
+    recipe = tiny(name, data, tmp_path, steps=1)
+    own = flatten(RECIPES[name]())
+    kept = ("optim.", "schedule.", "weights.", "order", "published", "learns", "augment", "empty")
+    for field, value in flatten(recipe).items():
+        assert value == own[field] or not field.startswith(kept), field
+    task = recipe.build_task()
+    torch.manual_seed(0)
+    network = task.build_model().train()
+    before = {key: value.clone() for key, value in network.named_parameters()}
+    groups = task.parameter_groups(network, recipe.optim)
+    optimiser = torch.optim.AdamW(groups, betas=recipe.optim.betas)
+    samples = task.train_dataset()
+    samples.set_step(0) if hasattr(samples, "set_step") else None
+    batch = task.collate([samples[index] for index in range(2)])
+    total = task.loss(network, batch)["total"]
+    total.backward()
+    learning = [p for p in network.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in learning)
+    torch.nn.utils.clip_grad_norm_(learning, recipe.optim.clip_norm)
+    optimiser.step()
+    assert total.isfinite()
+    frozen = {key for key, p in network.named_parameters() if not p.requires_grad}
+    for key, value in network.named_parameters():
+        assert value.isfinite().all()
+        assert key not in frozen or torch.equal(value, before[key])
+    moved = {
+        key for key, value in network.named_parameters() if not torch.equal(value, before[key])
+    }
+    assert len(moved) > 0.9 * len(learning)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_eight_samples_are_learned_by_heart(name, data, tmp_path):
-    assert overfit(name, data, tmp_path, 150) > 3
+def test_every_recipe_learns(name, data, tmp_path):
+    recipe = tiny(name, data, tmp_path, steps=150, augment=False)
+    recipe.network = replace(recipe.network, dropout=0.0)
+    recipe.schedule.kind = "constant"
+    recipe.optim.lr, recipe.optim.backbone_lr_scale = 2e-3, 1.0
+    train(recipe)
+    totals = [row["total"] for row in losses(tmp_path)]
+    assert totals[0] / (sum(totals[-5:]) / 5) > 3
 
 
 def assert_same_run(one, other):
@@ -231,7 +322,13 @@ def assert_same_run(one, other):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("name", FAMILIES[1:])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *FAMILIES,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES if name not in FAMILIES),
+    ],
+)
 def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
     """With varied samples and, in the sequential network, dropout."""
     settings = {"steps": 4, "checkpoint_every": 2, "batch_size": 4}
@@ -283,7 +380,7 @@ def run_in_two_processes(names, data, output):
 
 
 def test_each_kind_of_recipe_runs_in_two_processes(data, tmp_path):
-    run_in_two_processes(FAMILIES[:1] + FAMILIES[2:], data, tmp_path)
+    run_in_two_processes(FAMILIES, data, tmp_path)
 
 
 @pytest.mark.slow

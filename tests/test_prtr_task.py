@@ -8,11 +8,14 @@ import torch
 
 from kinemesh.data.detection_scenes import collate_scenes
 from kinemesh.data.keypoint_crop import PADDING
+from kinemesh.data.keypoint_dataset import mirror_sample
 from kinemesh.errors import InputError
+from kinemesh.evaluation.keypoint_readout import Keypoints, unflip
 from kinemesh.keypoint_losses import KeypointSetLoss, KeypointTargets
 from kinemesh.models.frozen_batch_norm import FrozenBatchNorm2d
 from kinemesh.models.prtr import KeypointSetOutput, body_of
 from kinemesh.models.prtr_sequential import SequentialOutput
+from kinemesh.skeletons import COCO17
 from kinemesh.training import train
 from kinemesh.training.config import OptimConfig
 from kinemesh.training.prtr_networks import (
@@ -302,6 +305,31 @@ def test_the_mean_distance_is_measured_on_its_own(data, tmp_path):
     recipe.validation_data = recipe.data
     metrics = train(recipe).metrics
     assert 1 < metrics["distance_percent"] < 100
+
+
+def test_mirroring_can_be_the_only_variation(data, tmp_path):
+    recipe = tiny("prtr-coco-res50-384x288", data, tmp_path, mirror_only=True)
+    varied, plain = recipe.open_training(), replace(recipe, augment=False).open_training()
+    mirrored = 0
+    for step in range(12):
+        varied.set_step(step)
+        sample, expected = varied[0], plain[0]
+        if not torch.equal(sample["image"], expected["image"]):
+            mirrored += 1
+            assert torch.equal(sample["image"], expected["image"].flip(-1))
+            # what the flip test makes of a perfect answer is the plain answer
+            found = unflip(Keypoints(sample["target"][None], sample["weight"][None, :, 0]), COCO17)
+            assert torch.equal(found.scores[0], expected["weight"][:, 0])
+            expected["target"] = torch.where(
+                expected["weight"] > 0, expected["target"], found.coords[0]
+            )
+            sample["target"], sample["weight"] = found.coords[0], found.scores[0, :, None]
+        for name in ("target", "weight", "center", "scale", "score"):
+            torch.testing.assert_close(sample[name], expected[name])
+    assert 0 < mirrored < 12
+    fillers = mirror_sample(plain[0], COCO17)
+    assert not fillers["target"][fillers["weight"][:, 0] == 0].any()
+    assert "finished crops are mirrored, and neither scaled nor turned" in recipe.departures(1)
 
 
 def test_a_perfect_network_has_no_distance(data, tmp_path):

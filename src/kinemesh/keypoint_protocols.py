@@ -50,11 +50,13 @@ class KeypointProtocol:
 
     def conditions(self) -> tuple[str, ...]:
         """One line for each thing that decides the number."""
-        background = "part of" if self.include_background else "left out of"
+        background = "left out of the softmax"
+        if self.include_background:
+            background = "part of the softmax, NOT as published"
         lines = [
             f"boxes: {self.boxes}",
             f"flip test: {'yes' if self.flip_test else 'no'}",
-            f"background: {background} the softmax",
+            f"background: {background}",
             f"joints: {self.joint_set.name} ({len(self.joint_set)})",
         ]
         if self.joint_score_above is not None:

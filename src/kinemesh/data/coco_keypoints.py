@@ -28,6 +28,7 @@ from kinemesh.skeletons import COCO17
 GROUND_TRUTH: Literal["ground-truth"] = "ground-truth"
 _JOINTS = len(COCO17)
 _ANNOTATIONS = "person_keypoints_*.json"
+_TEST_IMAGES = "image_info_test*.json"  # a test split has no annotations
 _OUTLINE = "segmentation"  # most of the file, and not used
 
 
@@ -59,6 +60,12 @@ class CocoFile:
         images: Folder of the pictures; None looks beside the annotations.
         split: Which of several annotation files of a folder is meant: the last part of its name or
             the beginning of it, such as "val2017" or "val". A single file is taken whatever it is.
+            A test split is ``annotations/image_info_SPLIT.json``.
+
+    Attributes:
+        path: The file.
+        labelled: Whether it has annotations; a test split has none.
+        images: In the file's order.
 
     Raises:
         InputError: A file is missing or damaged; the message names it and the row.
@@ -76,6 +83,7 @@ class CocoFile:
             )
         rows = [self._image_row(row, number) for number, row in enumerate(content["images"])]
         folder = Path(images) if images is not None else self._find_images(rows)
+        self.labelled = "annotations" in content
         grouped = self._group(content.get("annotations", []), {row["id"] for row in rows})
         self.images = tuple(
             CocoImage(
@@ -119,7 +127,8 @@ class CocoFile:
 
     def _find_images(self, rows: Sequence[Mapping[str, Any]]) -> Path:
         """The folder of the pictures: COCO's own, or one of a few other habits."""
-        here, split = self.path.parent, self.path.stem.split("_")[-1]
+        here, name = self.path.parent, self.path.stem.split("_")[-1]
+        split = name.replace("-dev", "")  # test-dev2017 is a part of test2017
         folders = [here.parent / split, here.parent / "images" / split, here.parent / "images"]
         folders += [here / split, here / "images", here, here.parent]
         if not rows:
@@ -142,15 +151,17 @@ def find_annotations(path: Path, split: str | None = None) -> Path:
     """
     if not path.is_dir():
         return path
-    found = sorted((path / "annotations").glob(_ANNOTATIONS)) or sorted(path.glob(_ANNOTATIONS))
+    pattern = _TEST_IMAGES if (split or "").startswith("test") else _ANNOTATIONS
+    found = sorted((path / "annotations").glob(pattern)) or sorted(path.glob(pattern))
     names = {file.stem.split("_")[-1]: file for file in found}
     fitting = [file for name, file in names.items() if name.startswith(split or "")]
     fitting = [names[split]] if split in names else fitting
-    if len(fitting) == 1 or len(found) == 1:
+    alone = len(found) == 1 and pattern == _ANNOTATIONS
+    if len(fitting) == 1 or alone:
         return (fitting or found)[0]
     listed = ", ".join(str(file) for file in found or sorted(path.glob("*.json"))) or "none"
     raise InputError(
-        f"'{path}': expected one annotations/{_ANNOTATIONS}"
+        f"'{path}': expected one annotations/{pattern}"
         f"{'' if split is None else f' of split {split!r}'}, found {listed}. Name the file."
     )
 

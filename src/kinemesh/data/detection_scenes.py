@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from kinemesh.data.coco_keypoints import CocoFile, CocoImage, read_keypoints
 from kinemesh.data.detection_boxes import PERSON, read_box
-from kinemesh.data.keypoint_crop import ColorOrder, Picture, normalise_picture
+from kinemesh.data.keypoint_crop import PIXEL_CENTER, ColorOrder, Picture, normalise_picture
 from kinemesh.data.keypoint_dataset import read_picture
 from kinemesh.data.mesh_dataset import sample_generator
 from kinemesh.errors import InputError
@@ -34,7 +34,8 @@ class SceneSample(TypedDict):
 
     Boxes are (centre x, centre y, width, height), x over the image's width and y over its height.
     Keypoints are x, y in the same units and a flag: 2 visible, 1 hidden, 0 unlabelled or outside of
-    the image, with x = y = 0.
+    the image, with x = y = 0. All count from the corner of the image, so that the first pixel's
+    centre is at (0.5 / W, 0.5 / H): resizing keeps them, and mirroring takes x to 1 - x.
     """
 
     image: Tensor
@@ -122,7 +123,8 @@ class SceneOptions:
 class CocoScenes(Dataset[SceneSample]):
     """Images of COCO with all labelled people that are no crowd.
 
-    A box is cut to its image; people without a labelled keypoint count, with flags 0. In training,
+    A box is cut to its image; people without a labelled keypoint count, with flags 0. Keypoints
+    are moved by half a pixel, since COCO's count from the first pixel's centre. In training,
     sample i of step t is varied by a generator seeded with (seed, t, i) alone; say t with
     `set_step`.
 
@@ -243,7 +245,10 @@ def relative_boxes(corners: NDArray, width: int, height: int) -> Float:
 
 
 def relative_keypoints(keypoints: NDArray, width: int, height: int) -> Float:
-    """Keypoints (N, J, 3) in pixels to those of `SceneSample`; unlabelled ones become zeros."""
+    """Keypoints (N, J, 3) in pixels, with pixel centres at +0.5, to those of `SceneSample`.
+
+    Unlabelled ones become zeros.
+    """
     scaled = keypoints / [width, height, 1]
     return np.where(keypoints[..., 2:] > 0, scaled, 0).astype(np.float32)
 
@@ -263,9 +268,11 @@ def _people(file: CocoFile, image: CocoImage) -> ScenePeople:
         keypoints.append(read_keypoints(row, where))
         areas.append(float(row.get("area", (right - x) * (bottom - y))))
     size = (image.width, image.height)
+    from_the_corner = np.reshape(keypoints, (-1, len(COCO17), 3)).astype(np.float64)
+    from_the_corner[..., :2] += PIXEL_CENTER
     return ScenePeople(
         relative_boxes(np.reshape(corners, (-1, 4)), *size),
-        relative_keypoints(np.reshape(keypoints, (-1, len(COCO17), 3)), *size),
+        relative_keypoints(from_the_corner, *size),
         np.array(areas, dtype=np.float32),
         np.zeros((0, 4), dtype=np.float32),
         np.zeros((0, len(HAND21), 3), dtype=np.float32),

@@ -27,6 +27,11 @@ ColorOrder = Literal["bgr", "rgb"]
 PIXELS_OF_SCALE = 200.0
 PADDING = 1.25
 """Side of the crop over that of the box."""
+_NO_PLACE = -1.0
+"""A centre with this x counts as none in the published runs, and its crop is not padded."""
+PIXEL_CENTER = 0.5
+"""From coordinates here and in the files of COCO, where the first pixel's centre is at 0, to those
+of whole images and of results, which count from the picture's corner."""
 
 
 class Placement(NamedTuple):
@@ -142,6 +147,9 @@ def place_box(
 ) -> Placement:
     """Centre and scale of a box: the aspect ratio by enlarging, then the padding.
 
+    A box whose centre has x = -1 is not padded, as in the published runs (in COCO: a detector's box
+    that lies half outside of the picture).
+
     Args:
         box: (4,) x, y, width, height in pixels.
         aspect: Width over height of the crop.
@@ -149,13 +157,16 @@ def place_box(
         offset: (2,) place of the centre, if it is not that of the box.
     """
     x, y, width, height = (float(value) for value in box)
-    center = [x + width * 0.5, y + height * 0.5] if offset is None else offset
+    center = np.asarray(
+        [x + width * 0.5, y + height * 0.5] if offset is None else offset, dtype=np.float32
+    )
     if width > aspect * height:
         height = width / aspect
     elif width < aspect * height:
         width = height * aspect
     scale = np.array([width / PIXELS_OF_SCALE, height / PIXELS_OF_SCALE], dtype=np.float32)
-    return Placement(np.asarray(center, dtype=np.float32), scale * np.float32(padding))
+    padded = offset is not None or center[0] != _NO_PLACE
+    return Placement(center, scale * np.float32(padding) if padded else scale)
 
 
 def clean_box(box: NDArray, width: int, height: int) -> Float | None:

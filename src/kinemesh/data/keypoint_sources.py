@@ -58,7 +58,8 @@ def open_keypoints(
     Args:
         spec: ``synthetic-keypoints``; ``coco:`` or ``mpii:`` and the folder or annotation file.
         split: "train" varies the samples as published and means the annotations for training where
-            a folder has several; "val" and "test" are the same for stored data.
+            a folder has several; "val" and "test" are the same for stored data. MPII's own
+            ``.mat`` does not say who is the validation, so only "train" can be opened.
         seed: Key of what is random.
         options: All settings of the samples, in place of ``split``'s variation and ``seed``.
         boxes: For COCO: "ground-truth" or the file of a detector's boxes.
@@ -76,9 +77,14 @@ def open_keypoints(
     if spec.startswith(COCO):
         return CocoKeypoints(place, images, boxes=boxes, options=plain, split=_COCO_SPLITS[split])
     if spec.startswith(MPII):
-        part = "train" if Path(place).suffix == ".mat" else _MPII_SPLITS[split]
+        if Path(place).suffix == ".mat" and split != "train":
+            raise InputError(
+                f"'{spec}', split '{split}': MPII's own file labels people for training alone and "
+                "does not say who is the validation. Open its people for training (kinemesh data "
+                "check --train), or HRNet's annot/valid.json."
+            )
         squared = options or replace(plain, size=(256, 256))
-        return MpiiKeypoints(place, images, options=squared, split=part)
+        return MpiiKeypoints(place, images, options=squared, split=_MPII_SPLITS[split])
     raise InputError(_unknown(spec))
 
 

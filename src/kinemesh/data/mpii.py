@@ -79,6 +79,7 @@ class MpiiPerson:
         visible: (16,) 1 where labelled.
         row: In the file.
         where: File and row, for messages.
+        head_box: (4,) x1, y1, x2, y2 in pixels; None where the file has none.
     """
 
     image: str
@@ -88,6 +89,7 @@ class MpiiPerson:
     visible: NDArray[np.float64]
     row: int
     where: str
+    head_box: NDArray[np.float64] | None = None
 
 
 def _record(person: MpiiPerson, folder: Path, image_number: int) -> KeypointRecord:
@@ -168,8 +170,8 @@ def read_official(path: Path, split: str = "train") -> list[MpiiPerson]:
     """
     if split not in ("train", "test"):
         raise InputError(
-            f"split: '{path}' knows 'train' and 'test', found {split!r}. HRNet's valid.json names "
-            "the rows of the validation."
+            f"split: '{path}' knows 'train' and 'test', found {split!r}. Which of its people are "
+            "the validation stands in HRNet's annot/valid.json; take that file, or the split train."
         )
     content = _load_mat(path)
     if "RELEASE" not in content:
@@ -198,8 +200,16 @@ def _official_people(image: Any, path: str, first: int) -> Iterator[MpiiPerson]:
         center = np.array([place.x, place.y], dtype=np.float64)
         where = f"'{path}', person {row}"
         name = str(image.image.name)
-        yield MpiiPerson(name, center, float(scale), joints, visible, row, where)
+        head = _head_box(person)
+        yield MpiiPerson(name, center, float(scale), joints, visible, row, where, head)
         row += 1
+
+
+def _head_box(person: Any) -> NDArray[np.float64] | None:
+    corners = [getattr(person, name, None) for name in ("x1", "y1", "x2", "y2")]
+    if not all(isinstance(value, int | float) for value in corners):
+        return None
+    return np.array(corners, dtype=np.float64)
 
 
 def _many(value: Any) -> Sequence[Any]:

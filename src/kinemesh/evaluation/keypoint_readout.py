@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kinemesh.data.keypoint_crop import PADDING, PIXELS_OF_SCALE
+from kinemesh.data.keypoint_crop import PADDING, PIXEL_CENTER, PIXELS_OF_SCALE
 from kinemesh.errors import InputError
 from kinemesh.matching import assign
 from kinemesh.models.prtr import KeypointSetOutput
@@ -45,7 +45,7 @@ class KeypointPerson:
 
     Attributes:
         image_id: Of the annotation file.
-        keypoints_px: (J,2) float32 in the image.
+        keypoints_px: (J,2) float32 in the image, the first pixel's centre at 0 as in COCO's files.
         scores: (J,) float32.
         center_px: (2,) middle of the crop in the image.
         scale: (2,) width and height of the crop over 200 px.
@@ -305,6 +305,8 @@ def scene_people(
 ) -> list[KeypointPerson]:
     """People of whole images, from the sequential network.
 
+    The network counts from the corner of the image, people count from the first pixel's centre.
+
     Args:
         output: Of B images.
         image_id: Of each image.
@@ -323,7 +325,8 @@ def scene_people(
     # a box without extent has no OKS; one pixel is the least that can be seen
     scale = side.clamp_min(1.0) * (PADDING / PIXELS_OF_SCALE)
     images = torch.as_tensor(image_id)[:, None].expand(persons_BK.shape)
-    pixels = Keypoints(keypoints.coords * extent_B2[:, None, None], keypoints.scores)
+    coords = keypoints.coords * extent_B2[:, None, None] - PIXEL_CENTER
+    pixels = Keypoints(coords, keypoints.scores)
     columns = person_columns(images, pixels, center, scale, score_BK)
     people = people_of({name: values.flatten(0, 1) for name, values in columns.items()})
     return [person for person in people if person.box_score > score_above]

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.io import loadmat
+from scipy.io import loadmat, whosmat
 from torch import Tensor
 
 from kinemesh.data.detection_boxes import read_json, read_numbers
+from kinemesh.data.mpii import read_official
 from kinemesh.errors import InputError
 from kinemesh.evaluation.keypoint_readout import KeypointPerson
 from kinemesh.keypoint_protocols import MPII_PCKH, KeypointProtocol, KeypointResult
@@ -109,7 +110,11 @@ class MpiiLabels:
 
 
 def read_labels(path: str | Path, head_size: HeadSize = "box") -> MpiiLabels:
-    """Read ``gt_valid.mat``, or a JSON list in HRNet's form.
+    """Read ``gt_valid.mat``, a JSON list in HRNet's form, or MPII's own ``.mat``.
+
+    MPII's own file (``mpii_human_pose_v1_u12_1.mat``) holds the labels of all people for training,
+    without a word about which of them are the validation; those are returned. Joints of people
+    without a head box do not count.
 
     Args:
         path: ``.mat``, or ``.json`` whose people have ``joints``, ``joints_vis`` and ``head_box``
@@ -128,7 +133,11 @@ def read_labels(path: str | Path, head_size: HeadSize = "box") -> MpiiLabels:
 
 def _read_mat(path: Path) -> MpiiLabels:
     try:
+        if "RELEASE" in {name for name, *_ in whosmat(path)}:
+            return _read_release(path)
         content = loadmat(path)
+    except InputError:
+        raise
     # SciPy meets a damaged file with whatever its reader stumbles over
     except Exception as error:
         raise InputError(f"'{path}': expected a MATLAB file, found none ({error}).") from error
@@ -154,6 +163,21 @@ def _read_mat(path: Path) -> MpiiLabels:
         positions.transpose(2, 0, 1)[:, rows],
         missing.T[:, rows] == 0,
         boxes.transpose(2, 0, 1).reshape(count, 4),
+    )
+
+
+def _read_release(path: Path) -> MpiiLabels:
+    people = read_official(path, "train")
+    nowhere = np.full(4, np.nan)
+    boxes = np.array([nowhere if p.head_box is None else p.head_box for p in people])
+    measured = np.array([p.head_box is not None for p in people])
+    if not measured.any():
+        raise InputError(f"'{path}': expected head boxes x1, y1, x2, y2, found none. {_ADVICE}")
+    return MpiiLabels.from_boxes(
+        str(path),
+        np.stack([p.joints for p in people]),
+        np.stack([p.visible for p in people]) * measured[:, None],
+        boxes,
     )
 
 

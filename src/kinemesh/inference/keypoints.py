@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kinemesh.data.detection_scenes import resize_picture
 from kinemesh.data.keypoint_crop import (
     PADDING,
+    PIXEL_CENTER,
     PIXELS_OF_SCALE,
     Picture,
     Placement,
@@ -42,9 +43,6 @@ MIN_SCORE = 0.5
 DUPLICATE_OKS = 0.7
 """Of two people who are more alike than this the better one stays. Evaluation has 0.9, since a
 score loses by every person left out; a picture loses by every person drawn twice."""
-_PIXEL_CENTRE = 0.5
-"""From OpenCV's coordinates, in which crops are cut, to those of results: the first pixel's centre
-is at (0, 0) there and at (0.5, 0.5) here."""
 
 
 class KeypointPredictor:
@@ -86,6 +84,7 @@ class KeypointPredictor:
         *,
         flip_test: bool = False,
         min_score: float | None = None,
+        include_background: bool = False,
     ) -> list[Person]:
         """Find the joints of people.
 
@@ -95,6 +94,8 @@ class KeypointPredictor:
                 the whole image is one person, or the sequential network finds them.
             flip_test: Average over the crop and its mirror image, as published scores do.
             min_score: People of the sequential network with a lower score are left out; None: 0.5.
+            include_background: Let the background take part in the softmax over the joints, which
+                published scores do not; a query that sees nothing then has low scores.
 
         Returns:
             Two-stage: one person a box, in the order of the boxes. Sequential: best first. They
@@ -104,16 +105,22 @@ class KeypointPredictor:
             InputError: The image or a box is not usable, or an option does not belong to this kind
                 of network.
         """
-        self.check_options(boxes is not None, flip_test, min_score)
+        self.check_options(boxes is not None, flip_test, min_score, include_background)
         photo = as_photo(image)
         if self.finds_people:
             return self._find(photo, MIN_SCORE if min_score is None else min_score)
         wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
         for box in wanted:
             check_inside(box, photo.size)
-        return self._read(photo, wanted, flip_test)
+        return self._read(photo, wanted, flip_test, include_background)
 
-    def check_options(self, has_boxes: bool, flip_test: bool, min_score: float | None) -> None:
+    def check_options(
+        self,
+        has_boxes: bool,
+        flip_test: bool,
+        min_score: float | None,
+        include_background: bool = False,
+    ) -> None:
         """Refuse options that this kind of network has no use for.
 
         Raises:
@@ -123,6 +130,11 @@ class KeypointPredictor:
             raise InputError(
                 f"{'boxes' if has_boxes else 'flip test'}: this network sees whole images and "
                 "finds the people itself. Leave the option out."
+            )
+        if self.finds_people and include_background:
+            raise InputError(
+                "include background: this network is read out by its raw scores, without a "
+                "softmax. Leave the option out."
             )
         if min_score is None:
             return
@@ -137,7 +149,9 @@ class KeypointPredictor:
     # One person a box
 
     @torch.inference_mode()
-    def _read(self, photo: LoadedImage, boxes: Sequence[Box], flip_test: bool) -> list[Person]:
+    def _read(
+        self, photo: LoadedImage, boxes: Sequence[Box], flip_test: bool, include_background: bool
+    ) -> list[Person]:
         picture = self._ordered(photo.pixels)
         camera = photo_camera(photo)
         people = []
@@ -156,8 +170,9 @@ class KeypointPredictor:
                 scales,
                 self.skeleton,
                 flip_test=flip_test,
+                include_background=include_background,
             )
-            joints_px = found.coords.cpu().numpy() + _PIXEL_CENTRE
+            joints_px = found.coords.cpu().numpy() + PIXEL_CENTER
             scores = found.scores.cpu().numpy()
             for box, points, sure in zip(part, joints_px, scores, strict=True):
                 score = float(sure.mean()) if box.score is None else box.score
@@ -189,7 +204,11 @@ class KeypointPredictor:
         camera = photo_camera(photo)
         return [
             self._person(
-                person.keypoints_px, person.scores, detected_box(person), person.box_score, camera
+                person.keypoints_px + PIXEL_CENTER,
+                person.scores,
+                detected_box(person),
+                person.box_score,
+                camera,
             )
             for person in found
         ]

@@ -185,10 +185,14 @@ class KeptSamples(Dataset[Any]):
 
 
 def shared_count(count: Tensor) -> Tensor:
-    """Mean of a number over the processes of a run, at least 1: what sums are divided by."""
-    mean = count.detach().float()
+    """What the sums of each process are divided by: the number of all processes, over those.
+
+    The mean of the processes' losses, which data-parallel training follows, is then the loss of the
+    whole batch. The number of all processes counts as 1 at least.
+    """
+    total, processes = count.detach().float(), 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        mean = mean.clone()
-        torch.distributed.all_reduce(mean)
-        mean = mean / torch.distributed.get_world_size()
-    return mean.clamp(min=1.0)
+        total = total.clone()
+        torch.distributed.all_reduce(total)
+        processes = torch.distributed.get_world_size()
+    return total.clamp(min=1.0) / processes

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kinemesh.data.coco_keypoints import CocoKeypoints
 from kinemesh.data.keypoint_crop import ColorOrder
-from kinemesh.data.keypoint_dataset import KeypointOptions
+from kinemesh.data.keypoint_dataset import KeypointOptions, MirroredCrops
 from kinemesh.data.keypoint_records import KeypointSample, collate_keypoints
 from kinemesh.data.mpii import MpiiKeypoints
 from kinemesh.data.synthetic.scene_crops import SyntheticKeypoints
@@ -97,6 +97,8 @@ class PrtrRecipe(Recipe):
     """Weights to start from: ImageNet's of the backbone, or of a whole network."""
     augment: bool = True
     """Vary the samples at random as published."""
+    mirror_only: bool = False
+    """Vary nothing but half of the crops, mirrored as the flip test does: for small crops."""
     validation_data: str = ""
     """Labelled data that choose the best weights; without it the last weights are kept."""
     validation_labels: Path | None = None
@@ -200,6 +202,8 @@ class PrtrRecipe(Recipe):
         notes = [f"{name} {now}, published {then}" for name, then, now in pairs if now != then]
         if not self.augment:
             notes.append("samples are not varied")
+        elif self.mirror_only:
+            notes.append("finished crops are mirrored, and neither scaled nor turned")
         if self.init is None:
             notes.append("starts from random weights, published from ImageNet's")
         if not self.measures_published:
@@ -210,7 +214,12 @@ class PrtrRecipe(Recipe):
 
     def open_training(self) -> Dataset[KeypointSample]:
         """Open the training data."""
-        return self._open(self.data, train=True)
+        dataset = self._open(self.data, train=True)
+        if not (self.augment and self.mirror_only):
+            return dataset
+        if len(dataset) <= KEPT_IN_MEMORY:  # type: ignore[arg-type]
+            dataset = KeptSamples(dataset)
+        return MirroredCrops(dataset, self.skeleton, self.seed)
 
     def open_validation(self) -> Dataset[KeypointSample]:
         """Open the held-out data, with labelled boxes."""
@@ -219,14 +228,17 @@ class PrtrRecipe(Recipe):
     def _open(self, spec: str, *, train: bool) -> Dataset[KeypointSample]:
         width, height = self.size
         options = KeypointOptions(
-            train=train and self.augment, seed=self.seed, size=(width, height), order=self.order
+            train=train and self.augment and not self.mirror_only,
+            seed=self.seed,
+            size=(width, height),
+            order=self.order,
         )
         kind, _, path = spec.partition(":")
         if spec == SYNTHETIC_PEOPLE:
             length = self.samples if train else self.validation_samples
             people = SyntheticKeypoints(options, "train" if train else "val", length=length)
             # crops that vary have to be rendered anew
-            kept = not options.train and length <= KEPT_IN_MEMORY
+            kept = not (train and self.augment) and length <= KEPT_IN_MEMORY
             return KeptSamples(people) if kept else people
         if kind == "coco" and path:
             return CocoKeypoints(path, options=options, split="train" if train else "val")
@@ -274,6 +286,11 @@ class PrtrTask:
         if not self.recipe.validation_data:
             return None
         return "missing" if self.recipe.measures_published else "distance_percent"
+
+    @property
+    def later_is_better(self) -> bool:
+        """Of equal scores the later one is the best, as in the published runs."""
+        return True
 
     def build_model(self) -> PrtrNetwork:
         """Build the network, from the initial weights if the recipe names some."""

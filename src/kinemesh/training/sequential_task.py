@@ -107,6 +107,9 @@ class SequentialRecipe(Recipe):
     """Synthetic scenes: least and largest number of people."""
     weights: SequentialLossWeights = field(default_factory=SequentialLossWeights)
     """Weights of the loss terms."""
+    empty: bool = True
+    """Stored images: train on those without people, too, in which the detector learns to find
+    nobody. The keypoints learn nothing from them."""
     validation_data: str = ""
     """Labelled data that choose the best weights; without it the last weights are kept."""
     samples: int = 20_000
@@ -170,7 +173,8 @@ class SequentialRecipe(Recipe):
             shortest=self.shortest,
             longest=self.longest,
         )
-        return CocoScenes(path, options=options, split="train" if train else "val")
+        split_name = "train" if train else "val"
+        return CocoScenes(path, options=options, split=split_name, empty=self.empty or not train)
 
     def build_task(self) -> "SequentialTask":
         """Build the task."""

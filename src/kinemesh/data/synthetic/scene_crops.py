@@ -9,7 +9,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from kinemesh.data.keypoint_augmentation import PLAIN, KeypointAugmentation
-from kinemesh.data.keypoint_crop import Size, place_box
+from kinemesh.data.keypoint_crop import PIXEL_CENTER, Size, place_box
 from kinemesh.data.keypoint_dataset import KeypointOptions, KeypointRecord, make_keypoint_sample
 from kinemesh.data.keypoint_records import KeypointSample
 from kinemesh.data.mesh_dataset import sample_generator
@@ -18,8 +18,6 @@ from kinemesh.data.synthetic.scenes import SIZE, RenderedScene, SyntheticScenes
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path, write_json
 from kinemesh.skeletons import COCO17
-
-_PIXEL_CENTER = 0.5  # files and crops put integer coordinates on the centres of pixels
 
 
 class SyntheticKeypoints(Dataset[KeypointSample]):
@@ -79,12 +77,13 @@ def person_record(
 ) -> KeypointRecord:
     """Somebody in a scene as the readers of keypoint data describe people."""
     left, top, right, bottom = scene.boxes[person].tolist()
+    corner = (left - PIXEL_CENTER, top - PIXEL_CENTER)
     keypoints = scene.keypoints[person]
     visible = (keypoints[:, 2] > 0).astype(np.float32)
     return KeypointRecord(
         Path(),
-        place_box(np.array([left, top, right - left, bottom - top]) - [0.5, 0.5, 0, 0], aspect),
-        (keypoints[:, :2] - _PIXEL_CENTER) * visible[:, None],
+        place_box(np.array([*corner, right - left, bottom - top]), aspect),
+        (keypoints[:, :2] - PIXEL_CENTER) * visible[:, None],
         visible,
         1.0,
         image_id,
@@ -133,7 +132,7 @@ def write_coco_scenes(
 def _coco_row(scene: RenderedScene, person: int) -> dict[str, Any]:
     left, top, right, bottom = scene.boxes[person].tolist()
     keypoints = scene.keypoints[person].astype(np.float64)
-    keypoints[:, :2] -= np.where(keypoints[:, 2:] > 0, _PIXEL_CENTER, 0)
+    keypoints[:, :2] -= np.where(keypoints[:, 2:] > 0, PIXEL_CENTER, 0)
     return {
         "category_id": 1,
         "iscrowd": 0,
