@@ -10,6 +10,9 @@ The share of the GEMM rate is the arithmetic of the *official* network over time
 of a float32 matrix product, measured in turns with the network. Arithmetic that is saved therefore
 counts as speed. Weights are random: they take the same time as trained ones.
 
+POTTER's published numbers are the official ones. Beside the plain network, fewer are executed: two
+convolutions of the volume become one, and the last acts on its sums.
+
 PRTR's networks are counted as they run: they multiply what the official ones do, but for the
 sequential network, which leaves out what only training needs. It sees one photo of 800 x 1066
 pixels and describes all 100 people that it may find.
@@ -29,6 +32,8 @@ from _measure import machine, measure_beside_gemm
 from kinemesh.files import write_json
 from kinemesh.models.counting import count_macs, official_gmac
 from kinemesh.models.optimised import optimise
+from kinemesh.models.point_hmr import PointHmrConfig
+from kinemesh.models.potter_variants import POTTER_VARIANTS, build_potter_variant
 from kinemesh.models.prtr_sequential import SequentialPrtr
 from kinemesh.models.prtr_variants import (
     KEYPOINT_VARIANTS,
@@ -41,7 +46,13 @@ from kinemesh.models.variants import VARIANTS, blank_network
 Mode = Literal["plain", "fused", "compiled"]
 Precision = Literal["fp32", "bf16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-QUICK = ("graphormer-body-w64", "guided-graphormer-hand", "prtr-mpii-res50-256x256")
+QUICK = (
+    "graphormer-body-w64",
+    "guided-graphormer-hand",
+    "prtr-mpii-res50-256x256",
+    "prtr-coco-deform-res50-384x288",
+    "prtr-sequential",
+)
 PHOTO = (800, 1066)
 """Height and width of a photo of 480 x 640 pixels as the sequential network wants it."""
 
@@ -50,14 +61,19 @@ PHOTO = (800, 1066)
 class Options:
     """What to measure."""
 
-    models: tuple[str, ...] = (*VARIANTS, *KEYPOINT_VARIANTS, *SHIPPED.values())
+    models: tuple[str, ...] = (
+        *VARIANTS,
+        *KEYPOINT_VARIANTS,
+        *POTTER_VARIANTS,
+        *SHIPPED.values(),
+    )
     batch: tuple[int, ...] = (1, 8)
     precision: tuple[Precision, ...] = ("fp32", "bf16")
     modes: tuple[Mode, ...] = ("plain", "fused", "compiled")
     repeats: int = 7
     threads: int = 2
     quick: bool = False
-    """Three models, no compiler, three repeats."""
+    """Five models, no compiler, three repeats."""
     json: Path | None = None
 
 
@@ -75,6 +91,8 @@ def make_subject(name: str) -> Subject:
     """A variant in its published sizes with random weights, or a shipped model."""
     if name in KEYPOINT_VARIANTS:
         return make_keypoint_subject(name)
+    if name in POTTER_VARIANTS:
+        return make_potter_subject(name)
     if name not in VARIANTS:
         network, _, metadata = load_model(name)
         side = int(metadata["resolution"])
@@ -85,6 +103,8 @@ def make_subject(name: str) -> Subject:
     side = variant.resolution
     executed = count_macs(network, torch.empty(1, 3, side, side, device="meta")) / 1e9
     fill_randomly(network.to_empty(device="cpu"))
+    if isinstance(variant.config, PointHmrConfig):  # nothing is repeated, so nothing is saved
+        return Subject(network, (side, side), executed, executed)
     official = official_gmac(variant.config, variant.backbone, side)
     return Subject(network, (side, side), official, executed)
 
@@ -95,7 +115,7 @@ def make_keypoint_subject(name: str) -> Subject:
     record = describe_keypoint_variant(variant)
     width, height = variant.size
     size = PHOTO if variant.finds_people else (height, width)
-    shapes = build_keypoint_network(record, blank=True).eval().requires_grad_(False)
+    shapes = build_keypoint_network(record, blank=True).eval()
     executed = count_macs(shapes, torch.empty(1, 3, *size, device="meta")) / 1e9
     network = build_keypoint_network(record).eval()
     fill_randomly(network)
@@ -104,12 +124,24 @@ def make_keypoint_subject(name: str) -> Subject:
     return Subject(network, size, executed, executed)
 
 
+def make_potter_subject(name: str) -> Subject:
+    """A network of POTTER up to the body model."""
+    variant = POTTER_VARIANTS[name]
+    side = variant.resolution
+    network = build_potter_variant(name).eval()
+    executed = count_macs(network, torch.rand(1, 3, side, side)) / 1e9
+    fill_randomly(network)
+    return Subject(network, (side, side), variant.gmac, executed)
+
+
 @torch.no_grad()
 def fill_randomly(network: nn.Module) -> None:
     """Weights of unit gain and plausible statistics, so that numbers stay of the order of one."""
     torch.manual_seed(0)
     for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
-        if not tensor.is_floating_point():  # counters and masks
+        if name.endswith("transformer.masks"):
+            tensor.fill_(True)
+        elif not tensor.is_floating_point():  # counters and masks
             tensor.zero_()
         elif name.endswith("running_var"):
             tensor.fill_(2.0)
@@ -146,7 +178,9 @@ def positions(output: Any) -> Any:
     """What a network is for: the full mesh, or the joints."""
     if isinstance(getattr(output, "vertices", None), tuple):
         return output.vertices[-1]
-    names = ("keypoint_coords", "coords", "joints")
+    if isinstance(output, Tensor):
+        return output
+    names = ("keypoint_coords", "coords", "joints", "joints_uvd")
     return next(getattr(output, name) for name in names if hasattr(output, name))
 
 

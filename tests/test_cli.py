@@ -392,7 +392,12 @@ class TestPredict:
     @pytest.mark.parametrize(
         ("options", "code", "message", "found"),
         [
-            ((), 0, "without a mesh: no glb, obj", ["p0.json", "p0.npz", "p0_overlay.png"]),
+            (
+                (),
+                0,
+                "without a mesh: no glb, obj",
+                ["p0.json", "p0.npz", "p0_overlay.png", "p0_views.png"],
+            ),
             (("--save", "json"), 0, "", ["p0.json"]),
             (("--save", "json,obj"), 2, "'obj' holds a mesh", None),
             (("--side", "auto"), 2, "cannot tell left hands from right", None),

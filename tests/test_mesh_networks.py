@@ -262,7 +262,7 @@ class TestWithoutMesh:
         photo = spot_photo(200, 200, 90, 90)
         people = pose_predictor().predict(photo, [[10, 10, 90, 90], [80, 80, 90, 90]])
         files = kinemesh.save(people, photo, tmp_path)
-        names = ["people_overlay.png", "people.json", "people.npz"]
+        names = ["people_overlay.png", "people_views.png", "people.json", "people.npz"]
         assert [path.name for path in files] == names
         for read, suffix in ((read_people_json, "json"), (read_people_npz, "npz")):
             back = read(tmp_path / f"people.{suffix}")
@@ -327,4 +327,4 @@ def test_weight_files_of_every_architecture(name: str, tmp_path) -> None:
     assert person.vertices.shape == (len(topology.template) if has_mesh else 0, 3)
     assert person.skeleton == topology.skeleton.name
     files = kinemesh.save([person], spot_photo(300, 260, 150, 100), tmp_path / "out")
-    assert len(files) == (5 if has_mesh else 3)
+    assert len(files) == (5 if has_mesh else 4)

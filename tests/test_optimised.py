@@ -22,6 +22,7 @@ from tests.parity.mesh_transformers import DEAD, adjacency, outputs
 from tests.parity.networks import WeightDrawer, read_manifest
 from tests.seeded_weights import input_image, mesh_transformer_state
 from tests.test_variants import tiny
+from tests.tiny_prtr import tiny_network
 from tests.tolerances import PARITY_ATOL, TOL
 
 SIDE = 64
@@ -286,4 +287,20 @@ def test_official_outputs(shared):
         expected = torch.from_numpy(golden[name])
         torch.testing.assert_close(
             value, expected, rtol=0, atol=PARITY_ATOL, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("kind", ["prtr", "prtr-hrnet", "prtr-deformable", "prtr-sequential"])
+def test_keypoint_networks_say_the_same(kind, kernels):
+    network = tiny_network(kind)[0]
+    image = input_image("images", (2, 3, 96, 64))
+    with torch.no_grad():
+        expected = network(image)
+    found = optimise(network, kernels=kernels)(image)
+    sequential = kind == "prtr-sequential"
+    names = ("logits", "boxes") if sequential else ("logits", "coords")
+    names += ("keypoint_logits", "keypoint_coords") if sequential else ()
+    for name in names:
+        torch.testing.assert_close(
+            getattr(found, name), getattr(expected, name), rtol=1e-4, atol=5e-5, msg=name
         )

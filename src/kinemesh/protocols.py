@@ -165,6 +165,14 @@ class Protocol:
             columns[score.metric] = views[key].numbers(score)
         return columns
 
+    def joint_errors_mm(self, prediction: Points, target: Points) -> dict[str, Tensor]:
+        """Distances of single joints (B, J) in mm, for each score that is their mean."""
+        return {
+            score.metric: self._view(score, prediction, target).distances_mm
+            for score in self.scores
+            if score.part == "joints" and score.kind == "error"
+        }
+
     def _view(self, score: Score, prediction: Points, target: Points) -> "_View":
         own, true = (self._moved(score, side) for side in (prediction, target))
         if score.alignment != "none":

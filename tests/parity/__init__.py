@@ -45,6 +45,7 @@ class Comparison:
         worst: Key of the array with the largest part of its tolerance used.
         failures: One line for each array that does not agree; empty when the case passes.
         skipped: Golden keys that are not compared, each with its reason.
+        used: Largest part of its tolerance that an array uses, that of ``worst``; 1 is all of it.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Comparison:
     worst: str
     failures: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    used: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -116,7 +118,7 @@ def compare(
         if not worst or part > used:
             worst, used = key, part
     notes = tuple(f"{key}: {why}" for key, why in sorted(reasons.items()))
-    return Comparison(name, absolute, relative, widest, count, worst, tuple(failures), notes)
+    return Comparison(name, absolute, relative, widest, count, worst, tuple(failures), notes, used)
 
 
 def _reason(key: str, skipped: Mapping[str, str]) -> str | None:

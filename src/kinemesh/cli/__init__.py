@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 
 import kinemesh
-from kinemesh.cli import convert, data, doctor, evaluate, models, predict, train
+from kinemesh.cli import convert, data, doctor, evaluate, models, predict, prepare, train
 from kinemesh.cli._shared import Verb, did_you_mean, print_error
 from kinemesh.errors import InputError, KinemeshError
 
@@ -21,6 +21,7 @@ _FILES = (
     train,
     evaluate,
     data,
+    prepare,
     doctor,
 )
 """In the order of the overview."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _FAMILIES = (
     "metro-body|metro-hand|graphormer-body|graphormer-hand|hrnet-imagenet|resnet-imagenet|"
-    "prtr|prtr-deformable|prtr-sequential"
+    "prtr|prtr-deformable|prtr-sequential|point-hmr|potter-hand|potter-mesh|potter-classifier"
 )
 CONVERT_HELP = """Turn an official checkpoint into a weight file of kinemesh, or back.
 
@@ -29,6 +29,8 @@ Examples:
       a backbone to begin a training with
   kinemesh convert model_best.pth --family prtr --size 512x384
       a training checkpoint of PRTR, for crops 512 pixels high and 384 wide
+  kinemesh convert best_model_weight.pth.tar --family potter-hand
+      a hand network of POTTER; its classifiers and mesh networks are read, too
   kinemesh convert trained.safetensors --official --out trained_state_dict.bin
       back to the tensors that the official code reads
 """
@@ -105,7 +107,7 @@ def _report(source: Path, done: "Conversion") -> list[str]:
     lines = [
         f"{source}: {found.family}{what}",
         f"  taken: {len(found.state)} tensors, {values:,} values, float32",
-        f"  left out, without influence on any output: {len(found.dropped)} tensors",
+        f"  left out, {_reason(found.family)}: {len(found.dropped)} tensors",
     ]
     if done.variant is None and isinstance(found.config, MetroConfig | GraphormerConfig):
         sizes = sizes_of(found.config, found.backbone)
@@ -115,15 +117,22 @@ def _report(source: Path, done: "Conversion") -> list[str]:
     task = FAMILIES[found.family].task
     if task == "pose2d":
         lines.append(f"  input: {_input(done)}")
-    elif task is not None:
+    elif task is not None and not found.family.startswith("potter-"):
         lines.append(f"  mesh: {_mesh(done)}")
     if note := note_on_values(found.state):
         lines.append(f"  Warning: {note}")
     lines += [f"Written: {done.path}", LICENSE]
     if task is not None:
-        assets = "" if done.topology is not None or task == "pose2d" else " --assets FOLDER"
+        meshless = task == "pose2d" or found.family == "potter-hand"
+        assets = "" if done.topology is not None or meshless else " --assets FOLDER"
         lines.append(f"Next: kinemesh predict photo.jpg --task {task} --model {done.path}{assets}")
     return lines
+
+
+def _reason(family: str) -> str:
+    if family == "potter-mesh":
+        return "the body model, which comes from your own file"
+    return "without influence on any output"
 
 
 def _input(done: "Conversion") -> str:

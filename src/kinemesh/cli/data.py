@@ -1,8 +1,10 @@
 """``kinemesh data ...``: look at training data, and make the files of the package."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -26,6 +28,8 @@ Examples:
       as training varies them
   kinemesh data check coco:coco2017
       people of val2017 in the crops that a 2D pose model sees
+  kinemesh data check ego-exo4d:EGO --train
+      hands of the training split
 """
 _CONVERT_HELP = """Convert a stored data set to WebDataset shards (needs the extra 'data').
 
@@ -83,40 +87,62 @@ def data_check(
         name: synthetic-hand, synthetic-body, PATH.yaml of a TSV set, freihand:FOLDER,
             freihand-evaluation:FOLDER, or a folder of shards. 2D keypoints: synthetic-keypoints,
             synthetic-scenes, coco:FOLDER, coco-scenes:FOLDER, mpii:FOLDER; a file of labels can
-            stand in place of the folder.
+            stand in place of the folder. Hand joints: ego-exo4d:FOLDER, ego-exo4d-auto:FOLDER.
+            POTTER's body: synthetic-hybrik, h36m-hybrik:FOLDER, 3dpw-hybrik:FOLDER,
+            3dhp-hybrik:FOLDER, coco-hybrik:FOLDER.
         out: Picture to write, .png or .jpg; by default data_check.png.
         count: Number of samples, spread over the whole set.
         train: Vary them as training does.
         seed: Seed of the variation.
     """
     from kinemesh.data.check import check_dataset
+
+    out = _picture_path(out, "data_check.png")
+    if count < 1:
+        raise InputError(f"--count must be positive, found {count}.")
+    dataset, draw, shown = _open_for_check(name, train, seed)
+    report = check_dataset(dataset, count)
+    if report.samples:
+        write_picture(out, draw(report.samples))
+    print(report.text(name))
+    if report.samples:
+        print(f"picture    {out} ({shown})")
+    if report.problems:
+        index, problem = report.problems[0]
+        raise InputError(f"sample {index}: {problem}")
+    return 0
+
+
+def _open_for_check(name: str, train: bool, seed: int) -> tuple[Any, Callable[..., Any], str]:
+    """A data set, what draws its samples, and what is to be seen then."""
+    from kinemesh.data.ego_exo4d import names_ego_exo4d, open_ego_exo4d
+    from kinemesh.data.hand_pose_sheet import tile_hand_poses
+    from kinemesh.data.hybrik_dataset import names_hybrik, open_hybrik
+    from kinemesh.data.hybrik_sheet import tile_hybrik
     from kinemesh.data.keypoint_sheet import draw_samples
     from kinemesh.data.keypoint_sources import open_flat
     from kinemesh.data.sheet import tile_samples
     from kinemesh.data.sources import open_dataset
     from kinemesh.data.synthetic.dataset import Split
+    from kinemesh.data.synthetic.hybrik import SYNTHETIC_HYBRIK, SyntheticHybrik
 
-    out = _picture_path(out, "data_check.png")
-    if count < 1:
-        raise InputError(f"--count must be positive, found {count}.")
+    if names_hybrik(name) or name == SYNTHETIC_HYBRIK:
+        people: Any = (
+            SyntheticHybrik(seed, split="train" if train else "test")
+            if name == SYNTHETIC_HYBRIK
+            else open_hybrik(name, split="train" if train else "test", train=train, seed=seed)
+        )
+        return people, tile_hybrik, "sample, labels, 3D joints from the side"
+    if names_ego_exo4d(name):
+        hands = open_ego_exo4d(name, "train" if train else None)
+        return hands, tile_hand_poses, "sample, 2D joints, 3D joints from the camera and the right"
     split: Split = "train" if train else "test"
     flat = open_flat(name, split, seed)
-    dataset = open_dataset(name, split=split, seed=seed) if flat is None else flat
-    report = check_dataset(dataset, count)
-    if report.samples:
-        sheet = (
-            tile_samples(report.samples, 2, side_view=True)
-            if flat is None
-            else draw_samples(flat, report.samples)
-        )
-        write_picture(out, sheet)
-    print(report.text(name))
-    if report.samples:
-        print(f"picture    {out} (sample, labels{', 3D joints from the side' * (flat is None)})")
-    if report.problems:
-        index, problem = report.problems[0]
-        raise InputError(f"sample {index}: {problem}")
-    return 0
+    if flat is not None:
+        return flat, partial(draw_samples, flat), "sample, labels"
+    tile = partial(tile_samples, columns=2, side_view=True)
+    dataset = open_dataset(name, split=split, seed=seed)
+    return dataset, tile, "sample, labels, 3D joints from the side"
 
 
 def data_convert(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from kinemesh.cli._report import ReportOption
 from kinemesh.cli._shared import Assets, DeviceName, Verb, console, one_of, shown_as
 from kinemesh.errors import InputError
 
@@ -17,6 +18,8 @@ Examples:
   kinemesh eval hand synthetic-hand
       a shipped model beside a constant mean shape
   kinemesh eval runs/trial/best/weights.safetensors synthetic-hand --count 256
+  kinemesh eval runs/trial/best/weights.safetensors synthetic-hand --report report/
+      a page with curves, pictures, the error of each joint, the worst and the best samples
   kinemesh eval metro_3dpw.safetensors 3dpw/test.yaml --protocol 3dpw --assets smpl/
   kinemesh eval hand.safetensors freihand-evaluation:FreiHAND --assets mano/ --tta
       --submission pred.zip
@@ -25,6 +28,16 @@ Examples:
   kinemesh eval prtr.safetensors coco:COCO --boxes detections.json --split val2017
       2D keypoints; without --boxes people are placed by their labels
   kinemesh eval prtr.safetensors mpii:MPII --no-flip
+  kinemesh eval prtr.safetensors coco:COCO --split test-dev2017 --boxes detections.json
+      --results results.json
+      a test split has no labels: only the file for COCO's server is written
+  kinemesh eval runs/prtr-synthetic/best/weights.safetensors synthetic-keypoints
+  kinemesh eval classifier.safetensors imagenet:ImageNet
+      top-1 and top-5 on ImageNet/val/CLASS/*.JPEG
+  kinemesh eval potter.safetensors ego-exo4d:EGO --split val
+      21 joints of a hand in mm; --results pred.json writes a submission for the test split
+  kinemesh eval pred.json ego-exo4d:labels.json --offset
+      score (or, without labels, check) such a submission as the benchmark does
 
 Exit code: 0 done, 2 wrong usage or input, 130 Ctrl-C (nothing is written then).
 """
@@ -45,6 +58,8 @@ def evaluate(
     workers: int = 0,
     device: DeviceName = "auto",
     out: Annotated[Path | None, shown_as("PATH")] = None,
+    report: Annotated[Path | None, shown_as("FOLDER")] = None,
+    log: Annotated[Path | None, shown_as("FILE.jsonl")] = None,
     boxes: Annotated[Path | None, shown_as("FILE.json")] = None,
     flip: bool = True,
     split: Annotated[str | None, shown_as("NAME")] = None,
@@ -52,15 +67,23 @@ def evaluate(
     labels: Annotated[Path | None, shown_as("FILE")] = None,
     head_size: Literal["box", "segment"] = "box",
     results: Annotated[Path | None, shown_as("PATH")] = None,
+    include_background: bool = False,
+    offset: bool = False,
+    hold_out_every: Annotated[int | None, shown_as("NUMBER")] = None,
 ) -> int:
     """Score a model on held-out samples.
 
     Args:
-        model: A model from `kinemesh models`, a .safetensors file, or a FreiHAND submission (.zip).
+        model: A model from `kinemesh models`, a .safetensors file, or a submission to FreiHAND
+            (.zip) or Ego-Exo4D (.json).
         dataset: synthetic-hand, synthetic-body, the .yaml of a TSV data set, freihand:FOLDER,
-            freihand-evaluation:FOLDER, or a folder of shards; of 2D keypoints coco:FOLDER or
-            mpii:FOLDER (or the annotation file in place of the folder).
-        count: Number of samples (coco: images); all if left out, 1024 of synthetic data.
+            freihand-evaluation:FOLDER, or a folder of shards; of 2D keypoints coco:FOLDER,
+            mpii:FOLDER (or the annotation file in place of the folder), synthetic-keypoints or
+            synthetic-scenes; of hand joints ego-exo4d:FOLDER or ego-exo4d-auto:FOLDER; for
+            classifiers imagenet:FOLDER; of POTTER's body h36m-hybrik:FOLDER, 3dpw-hybrik:FOLDER,
+            3dhp-hybrik:FOLDER or synthetic-hybrik.
+        count: Number of samples (coco: images); all if left out, 1024 of synthetic hands and
+            bodies, 128 of synthetic-keypoints and synthetic-scenes.
         protocol: How to score; freihand for networks on MANO, else own, if left out.
         assets: Your SMPL or MANO files.
         tta: Average the published 95 turned and zoomed crops of each hand.
@@ -69,17 +92,40 @@ def evaluate(
         batch_size: Samples at a time.
         workers: Processes that read data.
         device: Where to compute.
-        out: Report to write, .json.
+        out: Scores to write, .json.
+        report: Folder for a page of HTML with figures; needs the extra "report".
+        log: Log of the training run for the report, if it is not beside the weights.
         boxes: coco: detected boxes, a list of {image_id, category_id, bbox, score}.
-        flip: coco and mpii: average over each crop and its mirror image.
-        split: coco and mpii: which annotation file of the folder; the validation if left out.
-        images: coco and mpii: folder of the pictures, if they are not beside the annotations.
+        flip: coco, mpii and POTTER's body: average over each crop and its mirror image.
+        split: coco, mpii, ego-exo4d: which annotation file of the folder; the validation if left
+            out.
+        images: coco, mpii, ego-exo4d: folder of the pictures, if not beside the annotations.
         labels: mpii: gt_valid.mat, if it is not beside the annotations.
         head_size: mpii: segment measures heads from top to neck where there are no head boxes.
-        results: coco: result file to write, .json.
+        results: coco: result file to write, ego-exo4d: submission, .json.
+        include_background: 2D keypoints: let the background take part in the softmax of the
+            read-out, which published scores do not.
+        offset: ego-exo4d: a submission is about the wrist; add the labelled one to it.
+        hold_out_every: imagenet: of a folder without train and val, score every n-th image of each
+            class.
     """
     from kinemesh.evaluation import TTA_SETTINGS, EvaluationOptions
     from kinemesh.evaluation.by_name import evaluate_model, evaluate_submission
+    from kinemesh.evaluation.classification import (
+        ClassificationEvaluation,
+        evaluate_images,
+        is_classification_dataset,
+    )
+    from kinemesh.evaluation.hand_pose_by_name import (
+        HandEvaluation,
+        evaluate_hand_pose,
+        evaluates_hands,
+    )
+    from kinemesh.evaluation.hybrik_by_name import (
+        HybrikEvaluation,
+        evaluate_hybrik,
+        is_hybrik_dataset,
+    )
     from kinemesh.evaluation.keypoints_by_name import (
         KeypointEvaluation,
         evaluate_keypoints,
@@ -90,33 +136,119 @@ def evaluate(
     for path, suffix in ((out, ".json"), (submission, ".zip"), (results, ".json")):
         _check_output(path, suffix)
     place = resolve_device(device)
+    page = ReportOption(report, log, model)
     result: Any
-    keypoints = KeypointEvaluation(
-        boxes=boxes,
-        flip_test=flip,
-        split=split,
-        images=images,
-        labels=labels,
-        head_size=head_size,
-        count=count,
-        results=results,
-        batch_size=batch_size,
-        workers=workers,
-    )
-    if is_keypoint_dataset(dataset):
-        _refuse_options("on coco: and mpii:", protocol=protocol, assets=assets, tta=tta)
-        _refuse_options("on coco: and mpii:", submission=submission)
+    if is_classification_dataset(dataset):
+        _refuse_options(
+            f"on {dataset}, which holds labelled images",
+            protocol=protocol,
+            assets=assets,
+            tta=tta,
+            submission=submission,
+            averaging=averaging != "samples",
+            boxes=boxes,
+            no_flip=not flip,
+            split=split,
+            images=images,
+            labels=labels,
+            head_size=head_size != "box",
+            results=results,
+            include_background=include_background,
+            offset=offset,
+        )
+        classes = ClassificationEvaluation(hold_out_every, count, batch_size, workers)
         with _progress() as progress:
-            result = evaluate_keypoints(model, dataset, keypoints, device=place, progress=progress)
-        return _report(result, submission, out)
+            result = evaluate_images(
+                model, dataset, classes, device=place, progress=progress, listener=page.classes
+            )
+        return _finish(result, page, model, dataset, submission, out)
+    _refuse_options(f"on {dataset}, which holds no classes", hold_out_every=hold_out_every)
+    if is_hybrik_dataset(dataset):
+        _refuse_options(
+            f"on {dataset}, which is scored by POTTER's own protocol",
+            protocol=protocol,
+            tta=tta,
+            submission=submission,
+            averaging=averaging != "samples",
+            boxes=boxes,
+            split=split,
+            images=images,
+            labels=labels,
+            head_size=head_size != "box",
+            results=results,
+            include_background=include_background,
+            offset=offset,
+            report=report,
+        )
+        bodies = HybrikEvaluation(flip, count, batch_size, workers)
+        with _progress() as progress:
+            result = evaluate_hybrik(
+                model, dataset, bodies, assets=assets, device=place, progress=progress
+            )
+        return _finish(result, page, model, dataset, submission, out)
+    if evaluates_hands(model, dataset):
+        _refuse_options(
+            f"for hand joints on {dataset}",
+            protocol=protocol,
+            assets=assets,
+            tta=tta,
+            submission=submission,
+            averaging=averaging != "samples",
+            boxes=boxes,
+            no_flip=not flip,
+            labels=labels,
+            head_size=head_size != "box",
+            include_background=include_background,
+        )
+        hands = HandEvaluation(split, images, count, results, offset, batch_size, workers)
+        with _progress() as progress:
+            result = evaluate_hand_pose(
+                model, dataset, hands, device=place, progress=progress, listener=page.summary
+            )
+        return _finish(result, page, model, dataset, submission, out)
+    _refuse_options(f"on {dataset}, which has no hand joints of Ego-Exo4D", offset=offset)
+    if is_keypoint_dataset(dataset):
+        _refuse_options(
+            f"on {dataset}, which holds 2D keypoints",
+            protocol=protocol,
+            assets=assets,
+            tta=tta,
+            submission=submission,
+            averaging=averaging != "samples",
+        )
+        keypoints = KeypointEvaluation(
+            boxes=boxes,
+            flip_test=flip,
+            split=split,
+            images=images,
+            labels=labels,
+            head_size=head_size,
+            count=count,
+            results=results,
+            batch_size=batch_size,
+            workers=workers,
+            include_background=include_background,
+        )
+        with _progress() as progress:
+            result = evaluate_keypoints(
+                model,
+                dataset,
+                keypoints,
+                device=place,
+                progress=progress,
+                listener=page.summary,
+            )
+        return _finish(result, page, model, dataset, submission, out)
     _refuse_options(
-        f"on {dataset}, which is neither coco: nor mpii:",
+        f"on {dataset}, which holds no 2D keypoints",
         boxes=boxes,
         no_flip=not flip,
         split=split,
         images=images,
         labels=labels,
+        head_size=head_size != "box",
         results=results,
+        include_background=include_background,
     )
     if model.lower().endswith(".zip"):
         _refuse_beside_submission(
@@ -125,6 +257,7 @@ def evaluate(
             submission=submission,
             averaging=averaging != "samples",
             count=count,
+            report=report,
         )
         result = evaluate_submission(model, dataset, place)
     else:
@@ -141,11 +274,19 @@ def evaluate(
                 submission=submission,
                 device=place,
                 progress=progress,
+                listener=page.summary,
             )
-    return _report(result, submission, out)
+    return _finish(result, page, model, dataset, submission, out)
 
 
-def _report(result: Any, submission: Path | None, out: Path | None) -> int:
+def _finish(
+    result: Any,
+    page: ReportOption,
+    model: str,
+    dataset: str,
+    submission: Path | None,
+    out: Path | None,
+) -> int:
     """Print a result and write it."""
     from kinemesh.files import write_json
 
@@ -154,6 +295,7 @@ def _report(result: Any, submission: Path | None, out: Path | None) -> int:
         print(f"submission: {submission}")
     if out is not None:
         write_json(out, result.to_dict())
+    page.write(result, model, dataset)
     return 0
 
 

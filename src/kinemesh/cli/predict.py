@@ -12,14 +12,16 @@ from kinemesh.cli._shared import Assets, DeviceName, Verb, console, one_of, show
 from kinemesh.errors import InputError
 from kinemesh.formats import (
     ALL_FORMATS,
+    MESH_FORMATS,
     SaveFormat,
     check_folder,
+    possible_formats,
     read_formats,
-    without_mesh,
 )
 
 if TYPE_CHECKING:
     from kinemesh.inference.boxes import Box
+    from kinemesh.inference.hand_joints import HandJointPredictor
     from kinemesh.inference.images import LoadedImage
     from kinemesh.inference.keypoints import KeypointPredictor
     from kinemesh.inference.person import Person
@@ -53,6 +55,8 @@ Examples:
       photos in sub-folders, with boxes by file name
   kinemesh predict photo.jpg --model metro_3dpw.safetensors --assets smpl/
       an official checkpoint, made ours by: kinemesh convert
+  kinemesh predict hand.jpg --task hand --model runs/potter-hand/best/weights.safetensors
+      21 joints of a hand: on the photo, and in 3D from three sides
   kinemesh predict street.jpg --task pose2d --model prtr.safetensors --boxes boxes.json
       2D keypoints of the people in the boxes
   kinemesh predict street.jpg --task pose2d --model sequential.safetensors --min-score 0.7
@@ -77,6 +81,7 @@ def predict(
     assets: Assets = None,
     flip_test: bool = False,
     min_score: Score = None,
+    include_background: bool = False,
 ) -> int:
     """Find people or hands in photos.
 
@@ -95,9 +100,12 @@ def predict(
         assets: Your SMPL or MANO files, for a converted model that does not hold its mesh.
         flip_test: For pose2d: average over each crop and its mirror image.
         min_score: For pose2d without boxes: least score of a person, 0.5 if left out.
+        include_background: For pose2d with boxes: let the background take part in the softmax of
+            the read-out, which published scores do not.
     """
     from kinemesh.formats.names import check_run
     from kinemesh.inference.boxes import read_boxes
+    from kinemesh.inference.hand_joints import HandJointPredictor
     from kinemesh.inference.images import find_images, load_image, skipped_pictures
     from kinemesh.inference.messages import print_low_scores, print_run, print_skipped
     from kinemesh.inference.person import check_focal_px
@@ -119,12 +127,14 @@ def predict(
         )
     predictor = kinemesh.load(model or task or "body", device, assets)
     _check_task(predictor.task, task, side)
-    if isinstance(predictor, kinemesh.Predictor):
-        _check_mesh_options(flip_test, min_score)
+    if isinstance(predictor, kinemesh.Predictor | HandJointPredictor):
+        _check_mesh_options(flip_test, min_score, include_background)
         find = _mesh_finder(predictor, side, focal_px)
     else:
-        find = _keypoint_finder(predictor, boxes is not None, focal_px, flip_test, min_score)
-    formats = _possible_formats(formats, predictor.has_mesh)
+        find = _keypoint_finder(
+            predictor, boxes is not None, focal_px, flip_test, min_score, include_background
+        )
+    formats = _possible_formats(formats, predictor.has_mesh, predictor.task)
 
     def process(path: Path, stem: str) -> list[Path]:
         photo = load_image(path)
@@ -163,17 +173,24 @@ def _check_task(found: str, task: str | None, side: str | None) -> None:
         )
 
 
-def _check_mesh_options(flip_test: bool, min_score: float | None) -> None:
-    if flip_test or min_score is not None:
-        option = "--flip-test" if flip_test else "--min-score"
+def _check_mesh_options(flip_test: bool, min_score: float | None, include_background: bool) -> None:
+    options = {
+        "--flip-test": flip_test,
+        "--min-score": min_score is not None,
+        "--include-background": include_background,
+    }
+    given = [option for option, is_given in options.items() if is_given]
+    if given:
         raise InputError(
-            f"{option} is for models of 2D keypoints (--task pose2d --model FILE), which this is "
+            f"{given[0]} is for models of 2D keypoints (--task pose2d --model FILE), which this is "
             "not. Leave it out."
         )
 
 
 def _mesh_finder(
-    predictor: "Predictor", side: Literal["left", "right", "auto"] | None, focal_px: float | None
+    predictor: "Predictor | HandJointPredictor",
+    side: Literal["left", "right", "auto"] | None,
+    focal_px: float | None,
 ) -> "Find":
     """What finds people with a model of bodies or hands, once its options are checked."""
     _check_side(predictor.tells_sides, side)
@@ -190,16 +207,23 @@ def _keypoint_finder(
     focal_px: float | None,
     flip_test: bool,
     min_score: float | None,
+    include_background: bool,
 ) -> "Find":
     """What finds people with a model of 2D keypoints, once its options are checked."""
     if focal_px is not None:
         raise InputError(
             "--focal-px: a model of 2D keypoints has no use for a focal length. Leave it out."
         )
-    predictor.check_options(has_boxes, flip_test, min_score)
+    predictor.check_options(has_boxes, flip_test, min_score, include_background)
 
     def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
-        return predictor.predict(photo, wanted, flip_test=flip_test, min_score=min_score)
+        return predictor.predict(
+            photo,
+            wanted,
+            flip_test=flip_test,
+            min_score=min_score,
+            include_background=include_background,
+        )
 
     return find
 
@@ -212,11 +236,13 @@ def _check_side(tells_sides: bool, side: str | None) -> None:
         )
 
 
-def _possible_formats(formats: tuple[SaveFormat, ...], has_mesh: bool) -> tuple[SaveFormat, ...]:
-    """Leave out the files of meshes where there are none, or refuse if they were asked for."""
-    possible = formats if has_mesh else without_mesh(formats)
-    if possible != formats:
-        left_out = ", ".join(name for name in formats if name not in possible)
+def _possible_formats(
+    formats: tuple[SaveFormat, ...], has_mesh: bool, task: str
+) -> tuple[SaveFormat, ...]:
+    """Leave out the files that cannot be written, or refuse if they were asked for."""
+    possible = possible_formats(formats, mesh=has_mesh, depth=task != "pose2d")
+    left_out = ", ".join(name for name in formats if name in MESH_FORMATS and not has_mesh)
+    if left_out:
         print(f"The model recovers joints without a mesh: no {left_out}.", file=sys.stderr)
     return possible
 

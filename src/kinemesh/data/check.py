@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
+from kinemesh.data.hand_pose_sheet import describe_hand_poses
+from kinemesh.data.hybrik_sheet import describe_hybrik
 from kinemesh.data.keypoint_crop import PIXELS_OF_SCALE
 from kinemesh.errors import InputError
 
@@ -34,7 +36,11 @@ class CheckReport:
         """A few lines for the console; ``name`` is that of the data set."""
         tried = len(self.samples) + len(self.problems)
         lines = [f"data set   {name}", f"samples    {self.length}, of which {tried} were looked at"]
-        if self.samples and "joints_2d" not in self.samples[0]:
+        if self.samples and "joints_m" in self.samples[0]:
+            lines += describe_hand_poses(self.samples)
+        elif self.samples and "uvd" in self.samples[0]:
+            lines += describe_hybrik(self.samples)
+        elif self.samples and "joints_2d" not in self.samples[0]:
             lines += describe_keypoints(self.samples)
         elif self.samples:
             first = self.samples[0]

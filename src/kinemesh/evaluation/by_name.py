@@ -26,6 +26,7 @@ from kinemesh.evaluation.mesh import (
     chosen_rows,
     evaluate_dataset,
 )
+from kinemesh.evaluation.samples import SampleListener
 from kinemesh.evaluation.sides import LabelSide, NetworkSide
 from kinemesh.evaluation.synthetic import ARCHITECTURE, Evaluation, evaluate
 from kinemesh.models.registry import load_model
@@ -47,6 +48,7 @@ def evaluate_model(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     submission_count: int = EVALUATION_COUNT,
+    listener: SampleListener | None = None,
 ) -> ProtocolResult | Evaluation:
     """Score a model on a data set.
 
@@ -65,6 +67,7 @@ def evaluate_model(
         device: Where to compute.
         progress: Told about each batch.
         submission_count: How many samples make a whole submission.
+        listener: Given each batch joint by joint, for example to draw a report.
 
     Raises:
         InputError: A name is unknown, or model, data set, protocol and files do not fit together.
@@ -76,7 +79,8 @@ def evaluate_model(
     plain = protocol is None and submission is None and not options.tta
     plain = plain and options.averaging == "samples"
     if plain and dataset in SYNTHETIC and metadata["architecture"] == ARCHITECTURE:
-        return evaluate(model, dataset, options.count or SYNTHETIC_COUNT, device=device)
+        count = options.count or SYNTHETIC_COUNT
+        return evaluate(model, dataset, count, device=device, samples=listener)
     chosen = get_protocol(protocol or _default_protocol(topology), topology)
     samples = open_dataset(dataset, resolution=metadata["resolution"])
     _check_task(str(model), metadata, dataset, samples)
@@ -87,6 +91,7 @@ def evaluate_model(
         "device": device,
         "names": (str(model), dataset),
         "progress": progress,
+        "samples": listener,
     }
     if submission is None:
         return evaluate_dataset(own, labels, samples, chosen, options, **run)

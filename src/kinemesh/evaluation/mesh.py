@@ -13,6 +13,7 @@ from kinemesh.bodies.topology import Topology
 from kinemesh.data.mesh_dataset import MeshDataset
 from kinemesh.data.records import Sample, collate
 from kinemesh.errors import InputError
+from kinemesh.evaluation.samples import JointSamples, SampleListener, to_picture
 from kinemesh.evaluation.sides import Batch, LabelSide, NetworkSide
 from kinemesh.evaluation.table import SampleTable
 from kinemesh.evaluation.tta import TtaFusion, TtaSetting, views
@@ -27,6 +28,7 @@ from kinemesh.protocols import (
     overall,
     overall_official,
 )
+from kinemesh.skeletons import root_position
 
 Progress = Callable[[int, int], None]
 """Called with the number of samples done and of all."""
@@ -118,6 +120,7 @@ def evaluate_dataset(
     names: tuple[str, str] = ("model", "data set"),
     progress: Progress | None = None,
     listener: Listener | None = None,
+    samples: SampleListener | None = None,
 ) -> ProtocolResult:
     """Score a network.
 
@@ -135,6 +138,7 @@ def evaluate_dataset(
         progress: Told about each batch.
         listener: Given each batch's predictions, for example to write a submission; needs a single
             process.
+        samples: Given each batch joint by joint, for example to draw a report.
 
     Raises:
         InputError: The data set is empty or lacks joints of the protocol.
@@ -142,6 +146,7 @@ def evaluate_dataset(
     options = options or EvaluationOptions()
     rows, notes = chosen_rows(dataset, protocol, options.count)
     table, reason = SampleTable(), None
+    keys = _Keys(dataset) if samples is not None else None
     for done, (places, batch, points) in enumerate(
         _predictions(network, dataset, rows, protocol, options, torch.device(device)), start=1
     ):
@@ -149,6 +154,8 @@ def evaluate_dataset(
             listener(points)
         target, known = labels(batch, protocol)
         table.add(places, {**protocol.measure(points, target), **known._asdict()})
+        if samples is not None and keys is not None:
+            samples(_joint_samples(protocol, points, target, known, batch, keys.of(places)))
         if done == 1:
             reason = labels.why_no_mesh(batch) if network.has_mesh else "the network has no mesh"
         if progress is not None:
@@ -161,6 +168,45 @@ def evaluate_dataset(
         notes.append(f"test-time augmentation: {len(options.tta)} settings")
     reports, more = _reports(table.gathered(), protocol, network.topology, options, names[1])
     return ProtocolResult(*names, protocol, reports, (*notes, *more))
+
+
+class _Keys:
+    """What finds a row of a data set again: its picture's name where it has one."""
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        named = getattr(dataset, "image_keys", None)
+        self.names: Sequence[str] | None = None if named is None else named()
+
+    def of(self, places: Tensor) -> list[str]:
+        rows = places.tolist()
+        if self.names is None:
+            return [f"row {row}" for row in rows]
+        return [f"row {row}: {self.names[row]}" for row in rows]
+
+
+def _joint_samples(
+    protocol: Protocol,
+    points: Points,
+    target: Points,
+    known: Known,
+    batch: Batch,
+    keys: Sequence[str],
+) -> JointSamples:
+    """A batch joint by joint, with the root joint in the origin."""
+    own, true = (
+        side.joints - root_position(side.joints, protocol.joint_set) for side in (points, target)
+    )
+    images = batch["image"]
+    return JointSamples(
+        skeleton=protocol.joint_set,
+        keys=keys,
+        errors=protocol.joint_errors_mm(points, target),
+        compared=(known.has_3d > 0)[:, None].expand(true.shape[:2]),
+        unit="mm",
+        predicted=own,
+        target=true,
+        picture=lambda row: to_picture(images[row]),
+    )
 
 
 def chosen_rows(

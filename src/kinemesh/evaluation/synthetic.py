@@ -12,6 +12,12 @@ from kinemesh.bodies.topology import Kind, Topology
 from kinemesh.data.records import collate
 from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.errors import InputError
+from kinemesh.evaluation.samples import (
+    JointSamples,
+    SampleListener,
+    joint_errors_mm,
+    to_picture,
+)
 from kinemesh.geometry.procrustes import procrustes_align
 from kinemesh.metrics import MetricReport, keypoint_error_px, mesh_reports
 from kinemesh.models.registry import load_model
@@ -22,6 +28,7 @@ DATASETS: dict[str, Kind] = {"synthetic-hand": "hand", "synthetic-body": "body"}
 ARCHITECTURE = "guided-graphormer"
 """The one that this module scores: our own, made for these data."""
 MEAN_SHAPE_SAMPLES = 256
+_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ def evaluate(
     seed: int = 0,
     *,
     device: torch.device | str = "cpu",
+    samples: SampleListener | None = None,
 ) -> Evaluation:
     """Score a model on held-out samples of a data set.
 
@@ -69,6 +77,7 @@ def evaluate(
         count: Number of held-out samples.
         seed: Seed of the data set; 0 is the one that the shipped models were trained with.
         device: Where to compute.
+        samples: Given each batch joint by joint, for example to draw a report.
 
     Raises:
         InputError: The data set is unknown, or the model was trained for another task or has
@@ -98,10 +107,13 @@ def evaluate(
     mean = mean_shape(training.meshes(range(MEAN_SHAPE_SAMPLES)), topology).to(device)
     network, topology = network.to(device), topology.to(device)
     scores, baseline = [], []
-    for samples in batches(held_out, count):
-        batch = {name: value.to(device) for name, value in samples.items()}
-        scores.append(_network_reports(network, batch, topology, label))
+    for first, rows in enumerate(batches(held_out, count)):
+        batch = {name: value.to(device) for name, value in rows.items()}
+        output = _output(network, batch)
+        scores.append(_network_reports(output, batch, topology, label))
         baseline.append(_constant_reports(mean, batch, topology, label))
+        if samples is not None:
+            samples(_joint_samples(output.joints, batch, topology, first * _BATCH))
     return Evaluation(str(model), merge(scores), merge(baseline))
 
 
@@ -110,14 +122,18 @@ def score(
 ) -> dict[str, float]:
     """Mean scores by a short key, such as ``pa_mpjpe_mm`` and ``2d_error_px``."""
     moved = ({name: value.to(device) for name, value in batch.items()} for batch in held_out)
-    reports = merge([_network_reports(network, batch, topology, "") for batch in moved])
+    reports = merge(
+        [_network_reports(_output(network, batch), batch, topology, "") for batch in moved]
+    )
     return {
         f"{report.metric} {report.unit}".lower().replace("-", "_").replace(" ", "_"): report.value
         for report in reports
     }
 
 
-def batches(dataset: SyntheticDataset, count: int, size: int = 32) -> Iterable[dict[str, Tensor]]:
+def batches(
+    dataset: SyntheticDataset, count: int, size: int = _BATCH
+) -> Iterable[dict[str, Tensor]]:
     """The first ``count`` samples of ``dataset`` in batches."""
     for start in range(0, count, size):
         yield collate(dataset.__getitems__(list(range(start, min(start + size, count)))))
@@ -141,10 +157,30 @@ def mean_shape(vertices: Tensor, topology: Topology, rounds: int = 3) -> Tensor:
 
 
 @torch.inference_mode()
+def _output(network: nn.Module, batch: Batch) -> Any:
+    return network(batch["image"])
+
+
+def _joint_samples(
+    joints_BJ3: Tensor, batch: Batch, topology: Topology, first: int
+) -> JointSamples:
+    target, images = batch["joints_3d"], batch["image"]
+    return JointSamples(
+        skeleton=topology.skeleton,
+        keys=[f"row {first + row}" for row in range(len(target))],
+        errors=joint_errors_mm(joints_BJ3, target[..., :3], topology.skeleton),
+        # as the score: rows of synthetic data are labelled wholly
+        compared=torch.ones_like(target[..., 3], dtype=torch.bool),
+        unit="mm",
+        predicted=joints_BJ3,
+        target=target[..., :3],
+        picture=lambda row: to_picture(images[row]),
+    )
+
+
 def _network_reports(
-    network: nn.Module, batch: Batch, topology: Topology, label: str
+    output: Any, batch: Batch, topology: Topology, label: str
 ) -> tuple[MetricReport, ...]:
-    output = network(batch["image"])
     reports = mesh_reports(
         output.joints,
         batch["joints_3d"][..., :3],

@@ -1,4 +1,4 @@
-"""Results as files: overlay picture, GLB, OBJ, JSON and NPZ."""
+"""Results as files: overlay picture, views of 3D joints, GLB, OBJ, JSON and NPZ."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 from kinemesh.errors import InputError
 
-SaveFormat = Literal["overlay", "glb", "obj", "json", "npz"]
+SaveFormat = Literal["overlay", "views", "glb", "obj", "json", "npz"]
 ALL_FORMATS: tuple[SaveFormat, ...] = get_args(SaveFormat)
 MESH_FORMATS: tuple[SaveFormat, ...] = ("glb", "obj")
 """They hold nothing but meshes."""
+JOINT_FORMATS: tuple[SaveFormat, ...] = ("views",)
+"""They show 3D joints of people without a mesh, which would hide them."""
 
 
 def check_folder(folder: Path) -> None:
@@ -44,16 +46,30 @@ def read_formats(words: Iterable[str]) -> tuple[SaveFormat, ...]:
     return tuple(name for name in ALL_FORMATS if name in names)
 
 
-def without_mesh(formats: Sequence[SaveFormat]) -> tuple[SaveFormat, ...]:
-    """The formats that can be written of people without a mesh: all but GLB and OBJ.
+def possible_formats(
+    formats: Sequence[SaveFormat], *, mesh: bool, depth: bool
+) -> tuple[SaveFormat, ...]:
+    """The formats that can be written of people.
+
+    Args:
+        formats: Those that are wanted.
+        mesh: Whether the people have a mesh; without one there are no GLB and OBJ.
+        depth: Whether their joints have a place in 3D; views show those of people without a mesh.
 
     Raises:
-        InputError: One of these two was chosen; that all formats are wanted is no choice.
+        InputError: One was chosen that cannot be; that all formats are wanted is no choice.
     """
-    chosen = [name for name in formats if name in MESH_FORMATS]
+    impossible: tuple[SaveFormat, ...] = () if mesh else MESH_FORMATS
+    impossible += JOINT_FORMATS if mesh or not depth else ()
+    chosen = [name for name in formats if name in impossible]
     if chosen and set(formats) != set(ALL_FORMATS):
-        raise InputError(
-            f"'{chosen[0]}' holds a mesh, but the model recovers joints without one. "
-            f"Choose some of {', '.join(n for n in ALL_FORMATS if n not in MESH_FORMATS)}."
+        shown = (
+            "holds a mesh, but the model recovers joints without one"
+            if chosen[0] in MESH_FORMATS
+            else "shows 3D joints without a mesh, which this model does not recover"
         )
-    return tuple(name for name in formats if name not in MESH_FORMATS)
+        raise InputError(
+            f"'{chosen[0]}' {shown}. "
+            f"Choose some of {', '.join(n for n in ALL_FORMATS if n not in impossible)}."
+        )
+    return tuple(name for name in formats if name not in impossible)

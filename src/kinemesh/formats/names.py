@@ -17,8 +17,9 @@ def result_names(
     stem: str, formats: Iterable[SaveFormat], overlay_suffix: str = ".png"
 ) -> dict[SaveFormat, str]:
     """File name of each format: ``<stem>_overlay.png``, ``<stem>.glb`` and so on."""
+    pictures = ("overlay", "views")
     return {
-        name: f"{stem}_overlay{overlay_suffix}" if name == "overlay" else f"{stem}.{name}"
+        name: f"{stem}_{name}{overlay_suffix}" if name in pictures else f"{stem}.{name}"
         for name in formats
     }
 

@@ -1,4 +1,4 @@
-"""The overlay picture: a photo with the recovered meshes and joints drawn on it."""
+"""Pictures of results: the photo with meshes and joints drawn on it, and views of 3D joints."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import numpy as np
 
 from kinemesh.errors import InputError
 from kinemesh.inference.person import Person
+from kinemesh.rendering.joint_view import draw_views
 from kinemesh.rendering.overlay import draw_mesh, draw_skeleton
 from kinemesh.skeletons import get_skeleton
 
@@ -25,7 +26,28 @@ def encode_overlay(
     """
     if suffix not in (".png", ".jpg"):
         raise InputError(f"The overlay is written as '.png' or '.jpg', not as {suffix!r}.")
-    picture = draw_overlay(pixels, people, skeleton=skeleton)
+    return _encoded(draw_overlay(pixels, people, skeleton=skeleton), suffix)
+
+
+def encode_views(people: Sequence[Person], suffix: str = ".png") -> bytes:
+    """`draw_people_views` as the bytes of a PNG or JPEG file."""
+    return _encoded(draw_people_views(people), suffix)
+
+
+def draw_people_views(people: Sequence[Person]) -> np.ndarray:
+    """A row for each person: the 3D joints seen from the camera, from the right and from above.
+
+    Args:
+        people: At least one, with joints in 3D.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    rows = [draw_views(person.joints, get_skeleton(person.skeleton)) for person in people]
+    return np.concatenate(rows)
+
+
+def _encoded(picture: np.ndarray, suffix: str) -> bytes:
     options = [cv2.IMWRITE_JPEG_QUALITY, 92] if suffix == ".jpg" else []
     _, encoded = cv2.imencode(suffix, picture[:, :, ::-1], options)
     return bytes(encoded.tobytes())

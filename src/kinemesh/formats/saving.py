@@ -12,17 +12,18 @@ from kinemesh.errors import InputError
 from kinemesh.files import atomic_path
 from kinemesh.formats import (
     ALL_FORMATS,
+    JOINT_FORMATS,
     MESH_FORMATS,
     SaveFormat,
     check_folder,
-    without_mesh,
+    possible_formats,
 )
 from kinemesh.formats.glb import encode_glb
 from kinemesh.formats.names import check_targets, result_names
 from kinemesh.formats.obj import encode_obj
 from kinemesh.formats.people_json import encode_people
 from kinemesh.formats.people_npz import encode_people_npz
-from kinemesh.formats.picture import encode_overlay
+from kinemesh.formats.picture import encode_overlay, encode_views
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person
 
@@ -45,7 +46,8 @@ def save(
 
     The files are ``<stem>_overlay.png``, ``<stem>.glb``, ``<stem>.obj``, ``<stem>.json`` and
     ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ; nor are there for people
-    of a network without a mesh, whose overlay shows the joints instead.
+    of a network without a mesh, whose overlay shows the joints instead. Their 3D joints are drawn
+    in ``<stem>_views.png``.
 
     Args:
         people: What `Predictor.predict` returned for the photo.
@@ -53,7 +55,7 @@ def save(
         out_dir: Folder; made if it is not there.
         stem: Start of the file names; None takes the photo's name, or "people" for an array.
         formats: Which files to write.
-        overlay_suffix: ".png" or ".jpg".
+        overlay_suffix: ".png" or ".jpg", of both pictures.
         skeleton: Whether the overlay also shows the joints found in the image.
 
     Returns:
@@ -78,6 +80,8 @@ def save(
         if name == "overlay":
             picture = encode_overlay(photo.pixels, people, overlay_suffix, skeleton=skeleton)
             files[target] = picture
+        elif name == "views":
+            files[target] = encode_views(people, overlay_suffix)
         else:
             files[target] = _encode(name, people, photo)
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,8 +115,9 @@ def _wanted(formats: Sequence[str], people: Sequence[Person]) -> list[SaveFormat
         raise InputError(f"Unknown format {unknown[0]!r}; expected some of {known}.")
     wanted = [name for name in ALL_FORMATS if name in formats]
     if not people:
-        return [name for name in wanted if name not in MESH_FORMATS]
-    return wanted if all(person.has_mesh for person in people) else list(without_mesh(wanted))
+        return [name for name in wanted if name not in MESH_FORMATS + JOINT_FORMATS]
+    mesh = all(person.has_mesh for person in people)
+    return list(possible_formats(wanted, mesh=mesh, depth=all(p.has_depth for p in people)))
 
 
 def _encode(name: SaveFormat, people: Sequence[Person], photo: LoadedImage) -> bytes:

@@ -34,7 +34,8 @@ OTHER_PICTURE_SUFFIXES = frozenset(
     | {".raf", ".rw2", ".svg"}
 )
 """Pictures that folders may hold and that are skipped; see `skipped_pictures`."""
-OVERLAY_ENDING = "_overlay"
+PICTURE_ENDINGS = ("_overlay", "_views")
+"""Of the pictures among the results, which are no photos."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +223,13 @@ def _unread(paths: Iterable[Path]) -> list[Path]:
 def _only_images(paths: Iterable[Path]) -> list[Path]:
     images = _with_suffix(paths, image_suffixes())
     photos = {(path.parent, path.stem) for path in images}
-    kept = [path for path in images if not _is_overlay(path, photos)]
+    kept = [path for path in images if not _is_result(path, photos)]
     return sorted(kept)
 
 
-def _is_overlay(path: Path, photos: set[tuple[Path, str]]) -> bool:
-    photo = path.stem.removesuffix(OVERLAY_ENDING)
-    return photo != path.stem and (path.parent, photo) in photos
+def _is_result(path: Path, photos: set[tuple[Path, str]]) -> bool:
+    endings = (ending for ending in PICTURE_ENDINGS if path.stem.endswith(ending))
+    return any((path.parent, path.stem.removesuffix(ending)) in photos for ending in endings)
 
 
 def _check_file(path: Path) -> None:

@@ -15,7 +15,7 @@ from kinemesh.geometry.cameras import WeakPerspective
 from kinemesh.inference.crop_rule import PUBLISHED_RULES, WEAK_PERSPECTIVE_SIDES, CropRule
 from kinemesh.models.imagenet import normalise_imagenet
 
-ARCHITECTURES = ("metro", "graphormer", "graphormer-pose")
+ARCHITECTURES = ("metro", "graphormer", "graphormer-pose", "point-hmr")
 """Values of a weight file's ``architecture`` that `MeshNetwork` takes."""
 
 

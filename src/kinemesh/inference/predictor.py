@@ -29,6 +29,7 @@ from kinemesh.inference.person import Person, PhotoCamera, check_focal_px
 from kinemesh.inference.placement import place_in_camera
 
 if TYPE_CHECKING:
+    from kinemesh.inference.hand_joints import HandJointPredictor
     from kinemesh.inference.keypoints import KeypointPredictor
 
 BATCH_SIZE = 16
@@ -281,7 +282,7 @@ class Predictor:
 
 def load(
     name: str | Path = "body", device: str = "auto", assets: str | Path | None = None
-) -> "Predictor | KeypointPredictor":
+) -> "Predictor | KeypointPredictor | HandJointPredictor":
     """Load a predictor: the shipped "body" or "hand", or a weight file.
 
     Args:
@@ -292,8 +293,9 @@ def load(
             its mesh (``kinemesh doctor --assets FOLDER`` says what is there).
 
     Returns:
-        A `Predictor`, or a `kinemesh.inference.keypoints.KeypointPredictor` for a network of 2D
-        keypoints.
+        A `Predictor`, a `kinemesh.inference.keypoints.KeypointPredictor` for a network of 2D
+        keypoints, or a `kinemesh.inference.hand_joints.HandJointPredictor` for one of a hand's 3D
+        joints.
 
     Raises:
         InputError: There is no such model, the file is not one of ours, its mesh is in neither the
@@ -301,7 +303,13 @@ def load(
     """
     # the registry imports every architecture, which a caller with a network of its own never needs
     from kinemesh.models.optimised import optimise  # noqa: PLC0415
-    from kinemesh.models.registry import load_keypoint_model, load_model, task_of  # noqa: PLC0415
+    from kinemesh.models.registry import (  # noqa: PLC0415
+        is_hand_pose_model,
+        load_hand_pose_model,
+        load_keypoint_model,
+        load_model,
+        task_of,
+    )
 
     if task_of(name) == "pose2d":
         from kinemesh.inference.keypoints import KeypointPredictor  # noqa: PLC0415
@@ -310,6 +318,10 @@ def load(
         if predictor.device.type == "cpu":  # as below
             predictor.network = optimise(predictor.network)
         return predictor
+    if is_hand_pose_model(name):
+        from kinemesh.inference.hand_joints import HandJointPredictor  # noqa: PLC0415
+
+        return HandJointPredictor(*load_hand_pose_model(name), device)
     place = resolve_device(device)
     network, topology, metadata = load_model(name, None if assets is None else Path(assets))
     if place.type == "cpu":  # the same outputs up to rounding, in less time

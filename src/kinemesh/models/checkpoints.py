@@ -27,6 +27,16 @@ from kinemesh.models.checkpoint_files import read_tensors
 from kinemesh.models.checkpoint_shapes import backbone_of, config_of
 from kinemesh.models.graphormer import GraphormerConfig
 from kinemesh.models.metro import MetroConfig
+from kinemesh.models.point_hmr_checkpoints import (
+    FAMILY as POINT_HMR,
+)
+from kinemesh.models.point_hmr_checkpoints import (
+    from_official_point_hmr,
+    is_point_hmr,
+    to_official_point_hmr,
+)
+from kinemesh.models.potter_checkpoints import TRUNK, potter_family_of, potter_from_official
+from kinemesh.models.potter_variants import POTTER_CONFIGS, PotterConfig
 from kinemesh.models.prtr_checkpoints import (
     DETR,
     keypoint_family_of,
@@ -68,7 +78,17 @@ class Family:
     """
 
     architecture: Literal[
-        "metro", "graphormer", "hrnet", "resnet", "prtr", "prtr-deformable", "prtr-sequential"
+        "metro",
+        "graphormer",
+        "hrnet",
+        "resnet",
+        "prtr",
+        "prtr-deformable",
+        "prtr-sequential",
+        "potter-hand",
+        "potter-mesh",
+        "potter-classifier",
+        "point-hmr",
     ]
     task: Literal["body", "hand", "pose2d"] | None
     files: str
@@ -100,6 +120,12 @@ FAMILIES: dict[str, Family] = {
     "prtr": Family("prtr", "pose2d", "checkpoint.pth, model_best.pth, final_state.pth of PRTR"),
     "prtr-deformable": Family("prtr-deformable", "pose2d", "the same of its deformable variant"),
     "prtr-sequential": Family("prtr-sequential", "pose2d", "none released"),
+    "point-hmr": Family("point-hmr", "body", "the Human3.6M and 3DPW files of PointHMR-HR32"),
+    "potter-hand": Family("potter-hand", "hand", "best checkpoints of the Ego-Exo4D baseline"),
+    "potter-mesh": Family("potter-mesh", "body", "POTTER's human mesh recovery, without its SMPL"),
+    "potter-classifier": Family(
+        "potter-classifier", None, "poolattnformer_s12, poolattnformer_s24, cls_s12.pth"
+    ),
 }
 """Official checkpoints that can be read, by the name that ``kinemesh convert --family`` takes."""
 
@@ -121,7 +147,7 @@ class Converted:
     family: str
     state: dict[str, Tensor]
     backbone: dict[str, Any]
-    config: Config | KeypointConfig | None
+    config: Config | KeypointConfig | PotterConfig | None
     dropped: tuple[str, ...]
     added: tuple[str, ...]
 
@@ -131,9 +157,11 @@ def family_of(state: Mapping[str, Tensor]) -> str | None:
 
     A body is told from a hand by its camera, which reads the vertices alone.
     """
-    keypoints = keypoint_family_of(state)
-    if keypoints in KEYPOINT_CONFIGS:
-        return keypoints
+    for family in (keypoint_family_of(state), potter_family_of(state)):
+        if family in KEYPOINT_CONFIGS or family in POTTER_CONFIGS:
+            return family
+    if is_point_hmr(state):
+        return POINT_HMR
     if any(name.startswith("trans_encoder.") for name in state):
         system = "graphormer" if "grid_feat_dim.weight" in state else "metro"
         return f"{system}-{'body' if _reads_vertices_alone(state) else 'hand'}"
@@ -187,6 +215,13 @@ def from_official(
         found = keypoints_from_official(state, family, heads)
         sizes = found.backbone, found.config
         return Converted(family, found.state, *sizes, found.dropped, found.added)
+    if family == POINT_HMR:
+        point = from_official_point_hmr(state, heads)
+        parts = point.backbone, point.config, point.dropped, point.added
+        return Converted(family, point.state, *parts)
+    if family in POTTER_CONFIGS:
+        ours = potter_from_official(state, family)
+        return Converted(family, ours.state, {}, ours.config, ours.dropped, ())
     dropped = tuple(name for name in state if _is_dead(name, family))
     live = {_our_module(n): v for n, v in state.items() if not _is_dead(n, family)}
     shapes = {name: tuple(value.shape) for name, value in live.items()}
@@ -222,7 +257,9 @@ def to_official(state: Mapping[str, Tensor], family: str) -> dict[str, Tensor]:
         InputError: The tensors belong to another family.
     """
     family = _checked_family(family, state)
-    if FAMILIES[family].finds_keypoints:
+    if family == POINT_HMR:
+        return to_official_point_hmr(state)
+    if FAMILIES[family].finds_keypoints or family in POTTER_CONFIGS:
         return dict(state)
     split = _split(state)
     if FAMILIES[family].is_backbone:
@@ -267,6 +304,11 @@ def _checked_family(family: str | None, state: Mapping[str, Tensor]) -> str:
         raise InputError(
             "These are the tensors of DETR, a detector, which is no network of this library. Give "
             "the file to the training of PRTR as weights to begin with."
+        )
+    if potter_family_of(state) == TRUNK:
+        raise InputError(
+            "These are the tensors of POTTER's trunk, which is no whole network. Give the file to "
+            "the training of POTTER as weights to begin with."
         )
     if found is None:
         raise InputError(

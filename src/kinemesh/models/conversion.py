@@ -19,6 +19,15 @@ from kinemesh.models.checkpoints import FAMILIES, Converted, from_official, to_o
 from kinemesh.models.graphormer import GraphormerConfig
 from kinemesh.models.graphormer_pose import PoseGraphormerConfig
 from kinemesh.models.metro import MetroConfig
+from kinemesh.models.point_hmr import PointHmrConfig
+from kinemesh.models.potter_checkpoints import PotterTensors, record_of_potter
+from kinemesh.models.potter_variants import (
+    POTTER_CONFIGS,
+    PotterConfig,
+    build_potter_network,
+    potter_config_from,
+    potter_variant_of,
+)
 from kinemesh.models.prtr_checkpoints import KeypointTensors, record_of_tensors
 from kinemesh.models.prtr_variants import POSE2D, KeypointConfig, build_keypoint_network
 from kinemesh.models.registry import is_weight_file, read_record, read_weights, write_weights
@@ -94,6 +103,8 @@ def convert_checkpoint(
     _check_suffix(out, (".safetensors",))
     converted = from_official(read_tensors(source), family, heads=heads)
     task = FAMILIES[converted.family].task
+    if assets is not None and converted.family in POTTER_CONFIGS:
+        raise InputError("assets: the networks of POTTER store no mesh; leave --assets out.")
     topology = None if assets is None else _topology(assets, task)
     if size is not None and task != POSE2D:
         raise InputError("size: only the networks of PRTR take crops of several sizes.")
@@ -128,6 +139,8 @@ def _record(
         sizes = converted.backbone, converted.config
         found = KeypointTensors(converted.state, *sizes, converted.dropped, converted.added)
         return record_of_tensors(found, size)
+    if isinstance(converted.config, PotterConfig):
+        return record_of_potter(PotterTensors(converted.state, converted.config, converted.dropped))
     if converted.config is None:
         backbone = {"backbone": converted.backbone, "task": None}
         return {"architecture": FAMILIES[family].architecture, "family": family, **backbone}
@@ -206,7 +219,7 @@ def export_official(
     out = _target(source, out, f"{stem}.bin", overwrite)
     _check_suffix(out, (".bin", ".pth", ".pt"))
     tensors, record = read_weights(source)
-    found = record.get("family")
+    found = record.get("family", record.get("architecture"))
     if not isinstance(found, str) or found not in FAMILIES:
         raise InputError(
             f"{source}: a network of the architecture {record.get('architecture')!r}; no official "
@@ -226,6 +239,8 @@ def note_on_sizes(source: str | Path) -> str:
         That its sizes are those of no published network, and what they are; empty if they are.
     """
     record = read_record(Path(source))
+    if record["architecture"] in POTTER_CONFIGS:
+        return _note_on_potter(record)
     if record["task"] not in ("body", "hand"):
         return ""
     config, backbone = config_from(record), record["backbone"]
@@ -238,10 +253,29 @@ def note_on_sizes(source: str | Path) -> str:
     )
 
 
-def sizes_of(config: MetroConfig | GraphormerConfig, backbone: Mapping[str, Any]) -> str:
+def _note_on_potter(record: Mapping[str, Any]) -> str:
+    if record["architecture"] == "potter-mesh":
+        return (
+            "The body model is not among the tensors; official code takes it from your SMPL file "
+            "and loads the rest with strict=False."
+        )
+    if potter_variant_of(potter_config_from(record)) is not None:
+        return ""
+    return (
+        "These are not the sizes of a published network. Official code loads the file only if it "
+        "is changed to build a network of these sizes."
+    )
+
+
+def sizes_of(
+    config: MetroConfig | GraphormerConfig | PointHmrConfig, backbone: Mapping[str, Any]
+) -> str:
     """The sizes in which networks of one kind differ, in words."""
     levels = ", ".join(map(str, (config.coarse_vertices, *config.upsampled)))
-    widths = ", ".join(map(str, config.hidden_dims))
+    if isinstance(config, PointHmrConfig):
+        widths = f"{config.token_width}, {config.second_width}"
+    else:
+        widths = ", ".join(map(str, config.hidden_dims))
     return (
         f"{config.joints} joints, meshes of {levels} vertices, widths {widths}, {config.layers} "
         f"layers, {config.heads} heads, backbone {' '.join(map(str, backbone.values()))}"
@@ -270,6 +304,8 @@ def _ordered(
 
 def _blank(record: Mapping[str, Any]) -> nn.Module:
     """The network of a record without storage."""
+    if record["architecture"] in POTTER_CONFIGS:
+        return build_potter_network(record, blank=True)
     if record["task"] is None:
         return blank_backbone(record["backbone"])
     if record["task"] == POSE2D:

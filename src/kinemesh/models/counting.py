@@ -11,6 +11,7 @@ S image side.
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -35,9 +36,28 @@ def count_macs(network: nn.Module, *inputs: Any) -> int:
     computed, which takes no time and no memory.
     """
     counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # as matrix products, which are counted
+    # attention as matrix products, which are counted
+    with _frozen(network), counter, sdpa_kernel(SDPBackend.MATH):
         network(*inputs)
     return int(counter.get_total_flops()) // 2
+
+
+@contextmanager
+def _frozen(network: Any) -> Iterator[None]:
+    """No parameter needs a gradient meanwhile.
+
+    PyTorch's counter hooks on to every module input that needs one, and fails on those that are
+    views of a parameter, such as learned queries, which have no history without gradients.
+    """
+    parameters = list(network.parameters()) if isinstance(network, nn.Module) else []
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
 
 
 def official_gmac(

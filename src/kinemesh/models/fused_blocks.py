@@ -17,6 +17,7 @@ from kinemesh.models.bert_block import AddNorm, SelfAttention
 from kinemesh.models.efficientnet_lite import InvertedResidual, SamePadConv2d, same_padding
 from kinemesh.models.fused_layers import Activation, FusedConv2d, FusedLinear, Kernels
 from kinemesh.models.hrnet import BasicBlock, HighResolutionModule
+from kinemesh.models.point_sampling import ShortcutBlock
 from kinemesh.models.resnet import Bottleneck
 
 
@@ -118,6 +119,20 @@ class FusedBottleneck(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Return (B,C',H',W')."""
         return self.third.add_to(self.skip(x_BCHW), self.second(self.first(x_BCHW)))
+
+
+class FusedShortcutBlock(nn.Module):
+    """A `ShortcutBlock` of three calls."""
+
+    def __init__(self, block: ShortcutBlock, make: ConvMaker) -> None:
+        super().__init__()
+        self.first = make(block.conv1, block.bn1, "relu")
+        self.second = make(block.conv2, block.bn2, "relu")
+        self.skip = fuse_sequence(block.downsample, make)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return (B,C',H,W)."""
+        return self.second.add_to(self.skip(x_BCHW), self.first(x_BCHW))
 
 
 class FusedHighResolutionModule(nn.Module):

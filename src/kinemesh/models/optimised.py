@@ -26,6 +26,7 @@ from kinemesh.models.fused_blocks import (
     FusedInvertedResidual,
     FusedSamePadConv2d,
     FusedSelfAttention,
+    FusedShortcutBlock,
     fuse_sequence,
     is_norm,
 )
@@ -37,7 +38,12 @@ from kinemesh.models.fused_layers import (
     Kernels,
     onednn_available,
 )
+from kinemesh.models.fused_pooling import FusedMLP
 from kinemesh.models.hrnet import BasicBlock, HighResolutionModule, HRNet
+from kinemesh.models.point_sampling import MapHead, ShortcutBlock
+from kinemesh.models.pooling_attention import MLP
+from kinemesh.models.potter_hand import PotterHand
+from kinemesh.models.potter_mesh import PotterMesh
 from kinemesh.models.query_tokens import TokenLinear
 from kinemesh.models.resnet import Bottleneck, ResNet
 
@@ -57,6 +63,13 @@ _LAST: dict[type[nn.Module], str] = {
     HRNet: "final_layer",
     ResNet: "layer4",
     EfficientNetLite0: "_blocks.15",
+}
+
+
+# Layers whose weights the network itself reads, to multiply them with each other first.
+_READ: dict[type[nn.Module], tuple[str, ...]] = {
+    PotterHand: ("final_layer", "pose_layer"),
+    PotterMesh: ("final_layer", "pose_layer"),
 }
 
 
@@ -162,7 +175,7 @@ class _Rewriter:
 
         ``dtype`` is that of products below this module.
         """
-        if isinstance(module, (HRNet, ResNet, EfficientNetLite0, Layer)):
+        if isinstance(module, (HRNet, ResNet, EfficientNetLite0, Layer, MapHead)):
             dtype = self.dtype
         if isinstance(module, BlockChain):
             return self._chain(module)
@@ -184,9 +197,11 @@ class _Rewriter:
         twins: dict[type[nn.Module], Callable[[Any], nn.Module]] = {
             BasicBlock: lambda block: FusedBasicBlock(block, make),
             Bottleneck: lambda block: FusedBottleneck(block, make),
+            ShortcutBlock: lambda block: FusedShortcutBlock(block, make),
             HighResolutionModule: lambda block: FusedHighResolutionModule(block, make),
             InvertedResidual: lambda block: FusedInvertedResidual(block, make),
             AddNorm: lambda half: FusedAddNorm(half, dtype, self.kernels),
+            MLP: lambda part: FusedMLP(part, make),
             Intermediate: lambda half: linear(half.dense, "gelu"),
             nn.Linear: linear,
             TokenLinear: lambda layer: FusedTokenLinear(layer, dtype, self.kernels),
@@ -218,11 +233,13 @@ class _Rewriter:
         for conv, norm, activation in self._stems(module):
             children[conv] = self._conv(children[conv], children[norm], activation, dtype)
             children[norm] = nn.Identity()
+        read = _READ.get(type(module), ())
         for name, child in children.items():
-            if child is not None and not isinstance(child, FusedConv2d):
+            if child is not None and not isinstance(child, FusedConv2d) and name not in read:
                 children[name] = self.rewrite(child, dtype)
         for kind, last in _LAST.items():
-            if isinstance(module, kind) and dtype != torch.float32:
+            has_last = isinstance(module, kind) and hasattr(module, last.partition(".")[0])
+            if has_last and dtype != torch.float32:
                 clone.set_submodule(last, _Widened(clone.get_submodule(last)))
         return clone
 

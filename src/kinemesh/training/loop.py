@@ -34,7 +34,7 @@ from kinemesh.training.randomness import (
     seed_everything,
 )
 from kinemesh.training.schedules import lr_factor, run_fraction
-from kinemesh.training.task import Batch, StartsFromWeights, Task
+from kinemesh.training.task import Batch, ChoosesAmongEqual, StartsFromWeights, Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -239,7 +239,8 @@ class Trainer:
         require("accelerate.utils", "train").broadcast_object_list(found)
         at.metrics = found[0]
         score, record = at.metrics[metric], at.best_metrics.get(metric)
-        if score is not None and (record is None or score < record):
+        later = isinstance(self.task, ChoosesAmongEqual) and self.task.later_is_better
+        if score is not None and (record is None or score < record or (later and score == record)):
             at.best_step, at.best_metrics = at.step, at.metrics
             if self.is_main:
                 self._save_best()

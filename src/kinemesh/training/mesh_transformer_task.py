@@ -1,4 +1,8 @@
-"""Learning a METRO, a Mesh Graphormer or its pose-only sibling, as published or on other data."""
+"""Learning a METRO, a Mesh Graphormer or its pose-only sibling, as published or on other data.
+
+`MeshNetworkRecipe` and most of the task know nothing of these networks; `point_hmr_task` shares
+them.
+"""
 
 import functools
 from collections.abc import Iterable, Mapping
@@ -30,7 +34,7 @@ from kinemesh.training.initial_weights import load_initial
 from kinemesh.training.mesh_objective import JointObjective, MeshObjective, PoseObjective
 from kinemesh.training.mesh_sources import is_synthetic, open_training, open_validation
 from kinemesh.training.mesh_validation import joint_sheet, measure
-from kinemesh.training.published import PUBLISHED, ProtocolName
+from kinemesh.training.published import PUBLISHED, ProtocolName, PublishedRun
 from kinemesh.training.schedules import steps_per_epoch
 from kinemesh.training.token_masks import draw_keep_mask
 
@@ -81,15 +85,13 @@ class NetworkChanges:
 
 
 @dataclass(kw_only=True)
-class MeshTransformerRecipe(Recipe):
-    """A published run of METRO or Mesh Graphormer, or the same on other data and sizes."""
+class MeshNetworkRecipe(Recipe):
+    """A published run of a network that predicts a mesh, or the same on other data and sizes."""
 
-    published: str = "graphormer-freihand"
-    """The published run that this one follows, a key of `training.published.PUBLISHED`."""
-    variant: str = "graphormer-hand-w64"
+    published: str = ""
+    """The published run that this one follows."""
+    variant: str = ""
     """The network."""
-    network: NetworkChanges = field(default_factory=NetworkChanges)
-    """Sizes other than the variant's."""
     data: str = ""
     """What to train on: the .yaml of a TSV set, freihand:FOLDER, synthetic-hand or -body."""
     assets: Path | None = None
@@ -106,8 +108,6 @@ class MeshTransformerRecipe(Recipe):
     """How they are scored."""
     resolution: int = 224
     """Side of the crop in pixels."""
-    masked_share: float = 0.3
-    """Largest share of the queries that masked vertex modelling hides."""
     weights: MeshLossWeights = field(default_factory=MeshLossWeights)
     """Weights of the loss terms."""
     samples: int = 20_000
@@ -121,6 +121,11 @@ class MeshTransformerRecipe(Recipe):
     def kind(self) -> Kind:
         """What is recovered."""
         return get_variant(self.variant).task
+
+    @property
+    def run(self) -> PublishedRun:
+        """The published run that this one follows."""
+        return PUBLISHED[self.published]
 
     def completed(self, processes: int) -> Self:
         """Check what the user has to give, count the data and turn epochs into steps.
@@ -143,7 +148,7 @@ class MeshTransformerRecipe(Recipe):
         )
 
     def _check_sources(self) -> None:
-        run = PUBLISHED[self.published]
+        run = self.run
         if not self.data:
             forms = "the .yaml of a TSV set"
             if self.kind == "hand":
@@ -176,24 +181,21 @@ class MeshTransformerRecipe(Recipe):
 
     def departures(self, processes: int) -> list[str]:
         """How this run differs from the published one, one phrase each."""
-        run = PUBLISHED[self.published]
-        dropout = run.dropout if self.network.dropout is None else self.network.dropout
+        run = self.run
         pairs: list[tuple[str, Any, Any]] = [
             ("network", run.variant, self.variant),
             ("batch per process", run.batch_size, self.batch_size),
             ("processes", run.processes, processes),
             ("epochs", run.epochs, self.schedule.epochs),
-            ("largest masked share", run.masked_share, self.masked_share),
             ("loss weights", run.weights, self.weights),
             ("learning rate", run.lr, self.optim.lr),
-            ("dropout", run.dropout, dropout),
             ("seed", run.seed, self.seed),
             ("crop", run.resolution, self.resolution),
             ("weights chosen by", run.protocol, self.protocol),
+            *self._settings_of_network(),
         ]
         notes = [f"{name} {now}, published {then}" for name, then, now in pairs if now != then]
-        sizes = [k for k, v in vars(self.network).items() if v is not None and k != "dropout"]
-        if sizes:
+        if sizes := self._changed_sizes():
             notes.append(f"network changed in {', '.join(sizes)}")
         if is_synthetic(self.data):
             notes.append(f"data {self.data}, published {run.data}")
@@ -204,6 +206,14 @@ class MeshTransformerRecipe(Recipe):
         if self.steps not in {0, self.schedule.epochs * self.schedule.steps_per_epoch}:
             notes.append(f"stops after {self.steps} steps")
         return notes
+
+    def _settings_of_network(self) -> list[tuple[str, Any, Any]]:
+        """What else may differ from the published run: name, published value, own value."""
+        return []
+
+    def _changed_sizes(self) -> list[str]:
+        """Names of the sizes in which the network is another than the published one."""
+        return []
 
     def open_training(self) -> Dataset[Sample]:
         """Open the training data."""
@@ -222,19 +232,53 @@ class MeshTransformerRecipe(Recipe):
             workers=self.workers,
         )
 
+
+@dataclass(kw_only=True)
+class MeshTransformerRecipe(MeshNetworkRecipe):
+    """A published run of METRO or Mesh Graphormer, or the same on other data and sizes."""
+
+    published: str = "graphormer-freihand"
+    """The published run that this one follows, a key of `training.published.PUBLISHED`."""
+    variant: str = "graphormer-hand-w64"
+    """The network."""
+    network: NetworkChanges = field(default_factory=NetworkChanges)
+    """Sizes other than the variant's."""
+    masked_share: float = 0.3
+    """Largest share of the queries that masked vertex modelling hides."""
+
+    def _settings_of_network(self) -> list[tuple[str, Any, Any]]:
+        own = self.network.dropout
+        return [
+            ("largest masked share", self.run.masked_share, self.masked_share),
+            ("dropout", self.run.dropout, self.run.dropout if own is None else own),
+        ]
+
+    def _changed_sizes(self) -> list[str]:
+        return [k for k, v in vars(self.network).items() if v is not None and k != "dropout"]
+
     def build_task(self) -> "MeshTransformerTask":
         """Build the task."""
-        return MeshTransformerTask(self)
+        overrides = self.network.overrides(get_variant(self.variant), self.resolution)
+        return MeshTransformerTask(self, overrides, self.masked_share)
 
 
 class MeshTransformerTask:
-    """The task behind a `MeshTransformerRecipe`; see `kinemesh.training.task.Task`."""
+    """The task behind a `MeshNetworkRecipe`; see `kinemesh.training.task.Task`.
 
-    def __init__(self, recipe: MeshTransformerRecipe) -> None:
+    Args:
+        recipe: What to do.
+        overrides: What `build_variant` is told beside the name of the variant.
+        masked_share: Largest share of the queries that are hidden in training.
+    """
+
+    def __init__(
+        self, recipe: MeshNetworkRecipe, overrides: Mapping[str, Any], masked_share: float = 0.0
+    ) -> None:
         self.recipe = recipe
         self.variant = get_variant(recipe.variant)
         self.topology = _topology(recipe)
-        self.overrides = recipe.network.overrides(self.variant, recipe.resolution)
+        self.overrides = dict(overrides)
+        self.masked_share = masked_share
         self.objective = self._build_objective()
         self.started_from: str | None = None
 
@@ -251,13 +295,17 @@ class MeshTransformerTask:
 
     def _build_objective(self) -> JointObjective:
         recipe, topology = self.recipe, self.topology
-        labels = _label_skeleton(recipe, topology)
+        labels = label_skeleton(recipe, topology)
         if not self.has_mesh:
             return PoseObjective(labels, HAND21, recipe.weights)
-        model = None
-        if recipe.needs_assets and recipe.assets is not None:
-            model = load_body_model(recipe.assets, "smpl" if recipe.kind == "body" else "mano")
-        return MeshObjective(labels, topology, recipe.weights, model)
+        return MeshObjective(labels, topology, recipe.weights, self._body_model())
+
+    def _body_model(self) -> nn.Module | None:
+        """What poses the meshes of the labels, None where they are labelled themselves."""
+        recipe = self.recipe
+        if not recipe.needs_assets or recipe.assets is None:
+            return None
+        return load_body_model(recipe.assets, "smpl" if recipe.kind == "body" else "mano")
 
     def build_model(self) -> nn.Module:
         """Build the network, from the initial weights if the recipe names some."""
@@ -289,7 +337,7 @@ class MeshTransformerTask:
 
     def _keep_mask(self, batch: Batch) -> Tensor | None:
         """The reader's mask; where it drew none, one from this device."""
-        drawn, share = batch["keep_mask"], self.recipe.masked_share
+        drawn, share = batch["keep_mask"], self.masked_share
         if drawn.shape[1]:
             return drawn
         if not share:
@@ -310,7 +358,7 @@ class MeshTransformerTask:
         topology = self.topology.to(device)
         objective = self._objective_on(device)
         body_model = objective.body_model if isinstance(objective, MeshObjective) else None
-        labels = LabelSide(topology, _label_skeleton(self.recipe, topology), body_model)
+        labels = LabelSide(topology, label_skeleton(self.recipe, topology), body_model)
         protocol = get_protocol(self.recipe.protocol, topology)
         side = self._network_side(model, device)
         return measure(side, labels, self._held_out, protocol, device)
@@ -340,14 +388,15 @@ def token_counts(topology: Topology) -> tuple[int, int]:
     return len(topology.token_skeleton), len(topology.coarse)
 
 
-def _topology(recipe: MeshTransformerRecipe) -> Topology:
+def _topology(recipe: MeshNetworkRecipe) -> Topology:
     if recipe.needs_assets and recipe.assets is not None:
         body = recipe.kind == "body"
         return smpl_topology(recipe.assets) if body else mano_topology(recipe.assets)
     return load_topology(f"anny-{recipe.kind}")
 
 
-def _label_skeleton(recipe: MeshTransformerRecipe, topology: Topology) -> Skeleton:
+def label_skeleton(recipe: MeshNetworkRecipe, topology: Topology) -> Skeleton:
+    """Joint set of the labels that a recipe trains on."""
     if is_synthetic(recipe.data):
         return topology.skeleton
     return METRO24 if recipe.kind == "body" else HAND21

@@ -8,7 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from kinemesh.models.guided_graphormer import GuidedGraphormerConfig
+from kinemesh.training import classifier_recipes as classifiers
+from kinemesh.training import hand_pose_recipes as hand_poses
 from kinemesh.training import mesh_transformer_recipes as mesh_transformers
+from kinemesh.training import point_hmr_recipes as point_hmr
+from kinemesh.training import potter_mesh_recipes as potter_bodies
 from kinemesh.training import prtr_recipes as prtr
 from kinemesh.training.config import OptimConfig, Recipe, ScheduleConfig
 from kinemesh.training.mesh_task import MeshRecipe
@@ -88,6 +92,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "graphormer-3dpw-synthetic": mesh_transformers.graphormer_3dpw_synthetic,
     "graphormer-freihand-synthetic": mesh_transformers.graphormer_freihand_synthetic,
     "graphormer-handpose-synthetic": mesh_transformers.graphormer_handpose_synthetic,
+    "point-hmr-mixed": point_hmr.point_hmr_mixed,
+    "point-hmr-3dpw": point_hmr.point_hmr_3dpw,
+    "point-hmr-mixed-exchanged-lr": point_hmr.point_hmr_mixed_exchanged_lr,
+    "point-hmr-3dpw-exchanged-lr": point_hmr.point_hmr_3dpw_exchanged_lr,
+    "point-hmr-synthetic": point_hmr.point_hmr_synthetic,
     "prtr-coco-res50-384x288": prtr.prtr_coco_res50_384x288,
     "prtr-coco-res50-512x384": prtr.prtr_coco_res50_512x384,
     "prtr-coco-res101-384x288": prtr.prtr_coco_res101_384x288,
@@ -111,5 +120,15 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "prtr-sequential": prtr.prtr_sequential,
     "prtr-sequential-detector-synthetic": prtr.prtr_sequential_detector_synthetic,
     "prtr-sequential-synthetic": prtr.prtr_sequential_synthetic,
+    "potter-classifier": classifiers.potter_classifier,
+    "potter-classifier-small": classifiers.potter_classifier_small,
+    "potter-egoexo4d": hand_poses.potter_egoexo4d,
+    "potter-egoexo4d-course": hand_poses.potter_egoexo4d_course,
+    "potter-hand": hand_poses.potter_hand,
+    "hand-lifting": hand_poses.hand_lifting,
+    "potter-hmr": potter_bodies.potter_hmr,
+    "potter-hmr-short": potter_bodies.potter_hmr_short,
+    "potter-hmr-log": potter_bodies.potter_hmr_log,
+    "potter-body": potter_bodies.potter_body,
 }
 """Recipes by the name that the command line takes."""

@@ -3,7 +3,7 @@
 import math
 
 from kinemesh.errors import InputError
-from kinemesh.training.config import ScheduleConfig
+from kinemesh.training.config import EpochCosineConfig, ScheduleConfig
 
 
 def run_fraction(
@@ -32,6 +32,8 @@ def lr_factor(schedule: ScheduleConfig, step: int, steps: int, fraction: float) 
         steps: Updates of the whole run.
         fraction: ``run_fraction`` at this step.
     """
+    if isinstance(schedule, EpochCosineConfig) and schedule.kind == "cosine":
+        return epoch_cosine(schedule, max(step, int(fraction * steps)) // schedule.steps_per_epoch)
     warmup = min(1.0, (step + 1) / schedule.warmup_steps) if schedule.warmup_steps else 1.0
     if schedule.kind == "cosine":
         return warmup * _cosine(schedule, steps, fraction)
@@ -44,6 +46,21 @@ def lr_factor(schedule: ScheduleConfig, step: int, steps: int, fraction: float) 
         epoch = iteration // schedule.steps_per_epoch
         return warmup * schedule.factor ** half_runs(epoch, schedule.epochs)
     return warmup
+
+
+def epoch_cosine(schedule: EpochCosineConfig, epoch: int) -> float:
+    """Factor on the peak learning rate in an epoch, counted from 0.
+
+    The cosine does not begin at the end of the warm-up but at epoch 0, so that the rate steps down
+    a little where the warm-up ends.
+    """
+    if epoch < schedule.warmup_epochs:
+        first = schedule.first_lr_ratio
+        return first + (1.0 - first) * epoch / schedule.warmup_epochs
+    if epoch >= schedule.epochs:
+        return schedule.final_lr_ratio
+    final = schedule.final_lr_ratio
+    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * epoch / schedule.epochs))
 
 
 def steps_per_epoch(samples: int, batch_size: int, processes: int) -> int:

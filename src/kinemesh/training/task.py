@@ -87,12 +87,31 @@ class OwnParameterGroups(Protocol):
 
 
 @runtime_checkable
+class ClipsGradients(Protocol):
+    """A task that changes the gradients itself before each update."""
+
+    def clip_gradients(self, model: nn.Module) -> None:
+        """Change the gradients in place; they are those of all processes, without loss scaling."""
+        ...
+
+
+@runtime_checkable
 class StartsFromWeights(Protocol):
     """A task whose model begins with weights from a file."""
 
     @property
     def started_from(self) -> str | None:
         """What `build_model` loaded, for ``recipe.json``; None before it or without a file."""
+        ...
+
+
+@runtime_checkable
+class ChoosesAmongEqual(Protocol):
+    """A task that says which of several equally good weights are kept."""
+
+    @property
+    def later_is_better(self) -> bool:
+        """Whether the later of two equal scores counts as the better one; else the first stays."""
         ...
 
 
