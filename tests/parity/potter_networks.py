@@ -7,6 +7,7 @@ the body model makes of the mesh network's output is compared elsewhere (`BEHIND
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,6 @@ from tests.parity.potter_twins import WrittenOutHand, WrittenOutMesh
 from tests.seeded_weights import input_image, parameter
 
 UNITS, TRANSFERRED = "units", "hand_from_cls"
-TRANSFER_SALT = "cls"
 FIRST_VALUES = 32  # of each tapped tensor
 OUTPUT, TAP = Tolerance(1e-4), Tolerance(2e-5, 1e-5)
 BEHIND_THE_BODY = dict.fromkeys(
@@ -56,9 +56,21 @@ def read_manifest(path: Path, golden_folder: Path) -> list[Case]:
         cases.append(Case(UNITS, {"parts": entries[UNITS]}, {}, {}, (), golden_folder))
     hands = [case for case in cases if kind_of(case.config) == "hand"]
     if hands and (golden_folder / f"{TRANSFERRED}.npz").is_file():
-        config = {**hands[0].config, "classifier_salt": TRANSFER_SALT}
+        config = {**hands[0].config, "classifier_salt": transfer_salt(entries)}
         cases.append(replace(hands[0], name=TRANSFERRED, config=config))
     return cases
+
+
+def transfer_salt(entries: Mapping[str, Any]) -> str:
+    """Salt of the classifier whose weights were taken over: only the manifest's remarks say it."""
+    remark = str(entries.get("_meta", {}).get(TRANSFERRED, ""))
+    found = re.search(r'checkpoint seeded with salt "([^"]*)"', remark)
+    if found is None:
+        raise ValueError(
+            f"_meta, {TRANSFERRED}: expected 'checkpoint seeded with salt \"...\"', found "
+            f"{remark!r}"
+        )
+    return found[1]
 
 
 def _case(name: str, entry: Mapping[str, Any], golden_folder: Path) -> Case:
@@ -152,8 +164,9 @@ def _pose_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "layers": tuple(extra["LAYERS"]),
         "widths": tuple(extra["EMBED_DIMS"]),
         "mlp_ratios": tuple(extra["MLP_RATIOS"]),
-        "dropout": extra["DROP_RATE"],
-        "drop_path": extra["DROP_PATH_RATE"],
+        # in evaluation mode neither changes anything
+        "dropout": extra.get("DROP_RATE", 0.0),
+        "drop_path": extra.get("DROP_PATH_RATE", 0.0),
     }
 
 
