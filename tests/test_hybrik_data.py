@@ -208,6 +208,31 @@ def test_published_filters(data, tmp_path):
     assert label.twist_weight[4].sum() == 0
 
 
+@pytest.mark.parametrize("name", KNOWN)
+def test_people_outside_of_the_picture_are_left_out_and_counted(name, data, tmp_path):
+    def outside(content):
+        content["annotations"][2]["bbox"] = [WIDTH + 30.0, HEIGHT + 9.0, 20.0, 40.0]
+        content["annotations"][3]["bbox"] = [5.0, 5.0, 40.0, 5.5]  # flat, and in the picture
+
+    table = read_hybrik(name, edited(data, name, tmp_path, outside))
+    assert (len(table), table.outside) == (SAMPLES - 1, 1)
+    for row in range(len(table)):
+        square_of(table.label(row).corners)
+    assert read_hybrik(name, data / name).outside == 0
+
+
+def test_recordings_of_3dhps_test_set_are_known(data, tmp_path):
+    def rename(content):
+        content["images"][1]["file_name"] = "TS6/imageSequence/img_000007.jpg"
+        content["images"][2]["file_name"] = "mpi_inf_3dhp_test_set/TS2/img_000007.jpg"
+        content["annotations"][1]["activity_id"] = 4
+
+    table = read_hybrik("3dhp", edited(data, "3dhp", tmp_path, rename))
+    labels = [table.label(row) for row in range(3)]
+    assert [label.sequence for label in labels] == [-1, 6, 2]
+    assert [label.activity for label in labels] == [-1, 4, -1]
+
+
 def test_damage_is_named(data, tmp_path):
     def without_theta(content):
         del content["annotations"][3]["thetas"]

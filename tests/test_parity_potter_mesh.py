@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.parity import potter_mesh
 from tests.parity.potter_mesh import (
     EVALUATION,
     KINEMATICS,
@@ -47,6 +48,33 @@ def test_the_whole_network_equals_the_official_one(golden):
     assert cases
     for case in cases:
         compare_body(case, golden_of(golden / f"{KINEMATICS}.npz")).assert_passed()
+
+
+def test_the_manifest_says_networks_and_salts(golden, tmp_path, monkeypatch):
+    entries = json.loads((golden.parent / "manifest.json").read_text())
+    name = "hmr_256_sharp"  # the one whose golden file holds outputs of the body
+    manifest, folder = tmp_path / "elsewhere.json", tmp_path / "golden"
+    manifest.write_text(json.dumps({name: entries[name]}))
+    folder.mkdir()
+    shutil.copy(golden / f"{name}.npz", folder)
+    # outputs of the body that nothing can be compared with
+    lost = compare(folder, manifest)
+    assert [result.name for result in lost] == [f"{name}/body"]
+    assert "hybrik_ik.npz: there is no such file" in lost[0].failures[0]
+    assert compare(folder) == []
+    done = []
+    monkeypatch.setattr(potter_mesh, "compare_body", lambda case, _: done.append(case.salt))
+    shutil.copy(golden / f"{KINEMATICS}.npz", folder)
+    other = {**entries[name], "salt": "x"}
+    manifest.write_text(json.dumps({name: other, KINEMATICS: {"salt": ""}}))
+    assert compare(folder, manifest)[0].passed
+    assert done == ["x"]
+    # of the networks where it has no entry, and then the draws are others
+    manifest.write_text(json.dumps({name: other}))
+    assert "betas: differs by" in " ".join(compare(folder, manifest)[0].failures)
+    manifest.write_text(json.dumps({name: other, "second": entries[name]}))
+    with pytest.raises(ValueError, match=r"have the salts \['', 'x'\], so that of 'hybrik_ik'"):
+        compare(folder, manifest)
 
 
 def test_another_folder_runs_and_a_wrong_number_fails(golden, tmp_path):

@@ -49,32 +49,61 @@ EVERY = 53  # of the vertices are in a golden file
 KINEMATICS, PRE_POST, EVALUATION = "hybrik_ik", "hmr_pre_post", "hmr_eval"
 # a change of a micrometre in a joint moves quaternions by up to 4e-4
 ROTATIONS, VERTICES, JOINTS = Tolerance(1e-3), Tolerance(1e-3), Tolerance(1e-4)
-UNIT_M = 2.2
+UNIT_M = 2.2  # of the labels' depth
 TURNING_PAIRS = SMPL_FLIP_PAIRS[:9]
 
 
-def compare(golden_folder: Path, salt: str | None = None) -> list[Comparison]:
+def compare(golden_folder: Path, manifest: Path | None = None) -> list[Comparison]:
     """Everything of the mesh network but what it predicts before the body model.
 
-    Without a salt, that of the manifest's mesh networks counts for all, if they have one.
+    Args:
+        golden_folder: Where the golden files are.
+        manifest: Says the networks and the salts; None takes ``manifest.json`` beside the folder.
     """
-    manifest = golden_folder.parent / "manifest.json"
-    networks = read_manifest(manifest, golden_folder) if manifest.is_file() else []
-    networks = [case for case in networks if kind_of(case.config) == "mesh"]
-    if salt is None:
-        salts = {case.salt for case in networks}
-        salt = salts.pop() if len(salts) == 1 else ""
+    manifest = manifest or golden_folder.parent / "manifest.json"
     results = []
     kinematics = golden_folder / f"{KINEMATICS}.npz"
     if kinematics.is_file():
-        results.append(compare_kinematics(kinematics, salt))
-        bodies = [case for case in networks if "pred_theta_mats" in case.golden()]
-        results += [compare_body(case, golden_of(kinematics)) for case in bodies]
+        results.append(compare_kinematics(kinematics, salt_of(manifest, KINEMATICS)))
+    for case in mesh_networks(manifest, golden_folder):
+        if not any(_is_behind(key) for key in case.golden()):
+            continue
+        if kinematics.is_file():
+            results.append(compare_body(case, golden_of(kinematics)))
+        else:
+            why = f"{kinematics}: there is no such file, so what the body makes is not compared"
+            results.append(Comparison.broken(f"{case.name}/body", why))
     if (golden_folder / f"{PRE_POST}.npz").is_file():
-        results += compare_pre_post(golden_folder, salt)
+        results += compare_pre_post(golden_folder, salt_of(manifest, PRE_POST))
     if (golden_folder / f"{EVALUATION}.json").is_file():
-        results.append(compare_metrics(golden_folder / f"{EVALUATION}.json", salt))
+        path = golden_folder / f"{EVALUATION}.json"
+        results.append(compare_metrics(path, salt_of(manifest, EVALUATION)))
     return results
+
+
+def mesh_networks(manifest: Path, golden_folder: Path) -> list[Case]:
+    """The mesh networks of a manifest; none where there is no manifest."""
+    cases = read_manifest(manifest, golden_folder) if manifest.is_file() else []
+    return [case for case in cases if kind_of(case.config) == "mesh"]
+
+
+def salt_of(manifest: Path, name: str) -> str:
+    """The salt of a golden file: of its own entry, else that of all mesh networks.
+
+    Raises:
+        ValueError: The file has no entry, and the networks have several salts.
+    """
+    entries = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+    own = entries.get(name)
+    if isinstance(own, dict) and "salt" in own:
+        return str(own["salt"])
+    salts = {case.salt for case in mesh_networks(manifest, manifest.parent)} or {""}
+    if len(salts) > 1:
+        raise ValueError(
+            f"{manifest}: the mesh networks have the salts {sorted(salts)}, so that of '{name}' is "
+            f'not known. Add an entry "{name}": {{"salt": ...}}.'
+        )
+    return salts.pop()
 
 
 def golden_of(path: Path) -> dict[str, np.ndarray]:
@@ -138,7 +167,8 @@ def compare_body(case: Case, kinematics: Mapping[str, np.ndarray]) -> Comparison
     image = input_image("images", case.inputs["images"], case.salt)
     plain = body(image)
     assert isinstance(plain, PotterBodyOutput)
-    ours = _output_arrays("", plain)
+    unit_m = network.config.depth_range_m
+    ours = _output_arrays("", plain, unit_m)
     golden = {key: value for key, value in case.golden().items() if _is_behind(key)}
     if any(key.startswith("flip/") for key in golden):
         merged = body(image, flip_test=True).raw
@@ -147,7 +177,7 @@ def compare_body(case: Case, kinematics: Mapping[str, np.ndarray]) -> Comparison
             joints_xyz=merged.joints_xyz, twist=merged.twist, shape=merged.shape
         )
         flipped = body.complete(mirrored)
-        ours |= _output_arrays("flip/", flipped)
+        ours |= _output_arrays("flip/", flipped, unit_m)
         ours |= {
             "flip/pred_xyz_jts_29": mirrored.joints_xyz.flatten(1),
             "flip/pred_phi": mirrored.twist,
@@ -167,13 +197,13 @@ def _is_behind(key: str) -> bool:
     )
 
 
-def _output_arrays(prefix: str, output: PotterBodyOutput) -> dict[str, object]:
+def _output_arrays(prefix: str, output: PotterBodyOutput, unit_m: float) -> dict[str, object]:
     mesh = output.mesh
     return {
         f"{prefix}pred_theta_mats": mesh.quaternions.flatten(1),
         f"{prefix}pred_xyz_jts_24": output.raw.joints_xyz[:, :24].flatten(1),
-        f"{prefix}pred_xyz_jts_24_struct": mesh.joints.flatten(1) / UNIT_M,
-        f"{prefix}pred_xyz_jts_17": mesh.regressed.flatten(1) / UNIT_M,
+        f"{prefix}pred_xyz_jts_24_struct": mesh.joints.flatten(1) / unit_m,
+        f"{prefix}pred_xyz_jts_17": mesh.regressed.flatten(1) / unit_m,
         f"{prefix}transl": output.translation,
         f"{prefix}pred_vertices/every53": mesh.vertices[:, ::EVERY],
     }

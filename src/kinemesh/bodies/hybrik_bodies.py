@@ -28,6 +28,9 @@ SMPL_FLIP_PAIRS = (
     *((25, 26), (27, 28)),
 )
 """Left and right among the 29 joints of `kinemesh.bodies.hybrik.SMPL_TREE`."""
+HYBRIK17 = (0, 4, 5, 6, 1, 2, 3, *range(7, 17))
+"""Rows of `kinemesh.skeletons.H36M17` in the order of HybrIK's 17 joints, whose left leg comes
+first; and the other way round, since the two legs change places."""
 
 
 class HybrikMesh(NamedTuple):
@@ -111,7 +114,8 @@ class SmplHybrik(HybrikBody):
 
     Args:
         arrays: Of SMPL's model file.
-        regressor: (17, V) joints of Human3.6M from vertices, pelvis first.
+        regressor: (17, V) joints of Human3.6M from vertices, pelvis first, then the left leg:
+            HybrIK's order, in which its data sets are labelled.
 
     Raises:
         InputError: Regressor or arrays are of another mesh.
@@ -164,6 +168,9 @@ class SmplHybrik(HybrikBody):
 def load_smpl_hybrik(folder: str | Path) -> SmplHybrik:
     """Neutral SMPL and Human3.6M's joint regressor from a folder of the user's files.
 
+    The file of the regressor, METRO's, has the right leg first: its rows are brought into HybrIK's
+    order.
+
     Raises:
         InputError: A file is missing or damaged; the message says where it can be had.
     """
@@ -171,4 +178,4 @@ def load_smpl_hybrik(folder: str | Path) -> SmplHybrik:
     arrays = read_model_file(files.require("smpl"), len(SMPL_TREE.guides))
     path = files.require("smpl-regressor")
     regressor = read_regressor(path, len(H36M17), len(arrays.template))
-    return SmplHybrik(arrays, regressor)
+    return SmplHybrik(arrays, regressor[list(HYBRIK17)])

@@ -9,6 +9,7 @@ from typing import cast
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kinemesh.errors import InputError
 
@@ -118,6 +119,13 @@ def normalised(crop: NDArray[np.generic]) -> NDArray[np.float32]:
         image /= 255
     mean, std = (np.array(values, dtype=np.float32)[:, None, None] for values in (MEAN, STD))
     return cast(NDArray[np.float32], (image - mean) / std)
+
+
+def pictured(image_3SS: Tensor) -> Picture:
+    """An image as `normalised` made it, on any device, as an RGB picture (S, S, 3)."""
+    mean, std = (image_3SS.new_tensor(values)[:, None, None] for values in (MEAN, STD))
+    pixels = ((image_3SS * std + mean) * 255).round().clamp(0, 255).byte()
+    return np.ascontiguousarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def move_points(points: Float, affine: Float, visible: Float | None = None) -> Float:

@@ -57,6 +57,8 @@ LEAST_ANGLE = -10.0
 HP3D_17 = (7, 5, 14, 15, 16, 9, 10, 11, 23, 24, 25, 18, 19, 20, 4, 3, 6)
 """MPI-INF-3DHP's 17 test joints among its 28: head top first, then neck, arms, legs, trunk."""
 _ACTION = re.compile(r"act_(\d+)")
+_RECORDING = re.compile(r"\bTS(\d+)")
+"""3DHP's test recordings are folders TS1, TS2, ..."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,13 +70,17 @@ class HybrikTable:
         pictures: M paths.
         columns: Arrays of M rows by the name of the field of `HybrikLabel`; one that the data set
             never labels is missing.
-        activities: (M,) int64.
+        activities: (M,) int64, -1 where unknown.
+        sequences: (M,) int64 number of the recording of 3DHP's test set, -1 where unknown.
+        outside: How many people were left out since nothing of their box is in the picture.
     """
 
     source: HybrikName
     pictures: tuple[Path, ...]
     columns: Mapping[str, NDArray[np.float32]]
     activities: NDArray[np.int64]
+    sequences: NDArray[np.int64]
+    outside: int = 0
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -94,6 +100,7 @@ class HybrikTable:
             twist=row.get("twist", np.zeros((TURNING - 1, 2))),
             twist_weight=row.get("twist_weight", np.zeros((TURNING - 1, 2))),
             activity=int(self.activities[index]),
+            sequence=int(self.sequences[index]),
             **optional,
         )
 
@@ -116,7 +123,8 @@ def read_hybrik(
     path = place / FILES[source, split] if place.is_dir() else place
     content = read_json(path)
     folder = Path(images) if images is not None else _image_folder(source, path, split)
-    rows = [_READERS[source](entry) for entry in _entries(content, path, source)]
+    found = [_READERS[source](entry) for entry in _entries(content, path, source)]
+    rows = [row for row in found if row.has_box()]
     if not rows:
         raise InputError(f"{path}: found no person that can be used. Is this the right file?")
     names = sorted({name for row in rows for name in row.arrays})
@@ -131,6 +139,8 @@ def read_hybrik(
         tuple(folder / row.name for row in rows),
         {name: np.stack([row.arrays[name] for row in rows]) for name in names},
         np.array([row.activity for row in rows], dtype=np.int64),
+        np.array([row.sequence for row in rows], dtype=np.int64),
+        len(found) - len(rows),
     )
 
 
@@ -145,11 +155,17 @@ def _image_folder(source: HybrikName, path: Path, split: Split) -> Path:
 
 @dataclass(frozen=True)
 class _Row:
-    """One person as stored: name of the picture, arrays by field, activity."""
+    """One person as stored: name of the picture, arrays by field, activity, recording."""
 
     name: str
     arrays: dict[str, NDArray[np.float32]]
     activity: int = -1
+    sequence: int = -1
+
+    def has_box(self) -> bool:
+        """Whether the box, cut to the picture, has an extent that a crop can follow."""
+        corners = self.arrays["corners"]
+        return bool((corners[2:] > corners[:2]).any())
 
 
 class _Entry:
@@ -321,7 +337,9 @@ def _3dhp(entry: _Entry) -> _Row:
         arrays["places"] = arrays["visible"] = np.zeros((source.joints, 3))
         arrays["joints_17"] = joints
     activity = int(entry.value("activity_id")) if entry.has("activity_id") else -1
-    return _Row(str(entry.value("file_name")), _small(arrays), activity)
+    name = str(entry.value("file_name"))
+    recording = _RECORDING.search(name)
+    return _Row(name, _small(arrays), activity, int(recording.group(1)) if recording else -1)
 
 
 def _coco(entry: _Entry) -> _Row:

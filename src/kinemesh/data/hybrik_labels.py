@@ -130,7 +130,8 @@ class HybrikLabel:
         betas: (10,) shape; None where unknown.
         twist: (23, 2) cosine and sine, zero where unknown.
         twist_weight: (23, 2).
-        activity: Number of the activity or sequence, -1 where unknown.
+        activity: Number of the activity, -1 where unknown.
+        sequence: Number of the recording, -1 where unknown.
     """
 
     source: HybrikSource
@@ -145,6 +146,7 @@ class HybrikLabel:
     twist: Float
     twist_weight: Float
     activity: int = -1
+    sequence: int = -1
 
 
 def make_sample(
@@ -279,6 +281,7 @@ def targets_of(label: HybrikLabel, affine: Float, size: int = SIDE) -> dict[str,
         "joints_17": _tensor(joints_17 - joints_17[:1]),
         "vertices": torch.zeros(0, 3),
         "activity": torch.tensor(label.activity),
+        "sequence": torch.tensor(label.sequence),
     }
 
 

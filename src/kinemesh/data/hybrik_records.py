@@ -49,7 +49,9 @@ class HybrikSample(TypedDict):
     """(V, 3) float32 metres about the root joint, or (0, 3): scores then make them of rotations and
     shape."""
     activity: Tensor
-    """() int64 number of the activity or sequence, -1 where unknown."""
+    """() int64 number of the activity, -1 where unknown."""
+    sequence: Tensor
+    """() int64 number of the recording, -1 where unknown."""
     center_px: Tensor
     """(2,) float32 centre of the crop in the source image."""
     side_px: Tensor

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kinemesh.data.hybrik_crop import MEAN, STD
+from kinemesh.data.hybrik_crop import pictured
 from kinemesh.data.hybrik_records import HybrikSample
 from kinemesh.rendering.overlay import draw_skeleton
 from kinemesh.skeletons import SMPL24
@@ -51,9 +51,7 @@ def tile_hybrik(samples: Sequence[HybrikSample]) -> Picture:
 
 
 def _views(sample: HybrikSample) -> list[Picture]:
-    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    image = ((sample["image"] * std + mean) * 255).round().clamp(0, 255).byte()
-    picture = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    picture = pictured(sample["image"])
     side = len(picture)
     turning = len(SMPL24)
     places = ((sample["uvd"][:turning, :2] + 0.5) * side).numpy()
@@ -61,7 +59,7 @@ def _views(sample: HybrikSample) -> list[Picture]:
     beside = ((sample["xyz"][:, [2, 1]] / _SPAN + 0.5) * side).numpy()
     blank = np.full_like(picture, 24)
     return [
-        cast(Picture, picture),
+        picture,
         draw_skeleton(picture, places, SMPL24, confidence=seen, thickness=2),
         draw_skeleton(blank, beside, SMPL24, confidence=sample["xyz_weight"][:, 0], thickness=2),
     ]

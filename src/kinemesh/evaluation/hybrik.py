@@ -71,6 +71,7 @@ class HybrikColumns:
         target_24: (N, J, 3).
         vertex_error_m: (N,) mean distance of vertices, NaN where no mesh is labelled.
         activity: (N,) int64, -1 where unknown.
+        sequence: (N,) int64 number of the recording, -1 where unknown.
     """
 
     predicted: Tensor
@@ -79,6 +80,7 @@ class HybrikColumns:
     target_24: Tensor
     vertex_error_m: Tensor
     activity: Tensor
+    sequence: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,8 @@ class HybrikResult:
         title: What it is, for people.
         reports: One for each score.
         activities: MPJPE in mm by activity, where it is known.
+        parts: Of 3DHP, all its scores by activity and by sequence: MPJPE in mm, PCK@150 and AUC of
+            17 joints, and of each group as in "AUC knees".
         notes: What a reader should know.
     """
 
@@ -101,6 +105,7 @@ class HybrikResult:
     title: str
     reports: tuple[MetricReport, ...]
     activities: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -109,6 +114,9 @@ class HybrikResult:
         if self.activities:
             shown = ", ".join(f"{name} {value:.1f}" for name, value in self.activities.items())
             lines.append(f"  MPJPE by activity, mm: {shown}")
+        for name, scores in self.parts.items():
+            mpjpe, pck, auc = (scores[score] for score in ("MPJPE", "PCK@150", "AUC"))
+            lines.append(f"  {name}: MPJPE {mpjpe:.1f} mm, PCK@150 {pck:.3f}, AUC {auc:.3f}")
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,6 +132,7 @@ class HybrikResult:
                 for score in scores
             ],
             "activities": dict(self.activities),
+            "parts": {name: dict(scores) for name, scores in self.parts.items()},
             "notes": list(self.notes),
         }
 
@@ -219,7 +228,8 @@ def score_hybrik(
             MetricReport("PVE", value, "mm", "mesh", "pelvis", "none", len(known), names[1])
         )
     activities = _by_activity(plain, columns.activity, protocol)
-    return HybrikResult(*names, protocol, TITLES[protocol], tuple(reports), activities)
+    parts = _by_part(plain, columns) if protocol == "3dhp" else {}
+    return HybrikResult(*names, protocol, TITLES[protocol], tuple(reports), activities, parts)
 
 
 def _body_joint_reports(columns: HybrikColumns, dataset: str) -> list[MetricReport]:
@@ -234,12 +244,33 @@ def _body_joint_reports(columns: HybrikColumns, dataset: str) -> list[MetricRepo
     ]
 
 
+def _in_groups(distances_mm: Tensor) -> dict[str, Tensor]:
+    """Distances (N, 17) of all of 3DHP's joints, and of each group."""
+    groups = {name: _columns(distances_mm, joints) for name, joints in GROUPS.items()}
+    return {"17 joints": distances_mm} | groups
+
+
+def _by_part(distances_mm: Tensor, columns: HybrikColumns) -> dict[str, dict[str, float]]:
+    """3DHP's scores of each activity and each sequence, where they are known."""
+    parts = {}
+    for kind, numbers in (("activity", columns.activity), ("sequence", columns.sequence)):
+        for number in sorted(set(numbers.tolist()) - {-1}):
+            scores: dict[str, float] = {}
+            for group, values in _in_groups(distances_mm[numbers == number]).items():
+                end = "" if group == "17 joints" else f" {group}"
+                pck, auc = pck_and_auc(values)
+                scores |= {
+                    f"MPJPE{end}": _mean(values),
+                    f"PCK@150{end}": float(pck),
+                    f"AUC{end}": float(auc),
+                }
+            parts[f"{kind} {number}"] = scores
+    return parts
+
+
 def _pck_reports(distances_mm: Tensor, common: Mapping[str, Any]) -> list[MetricReport]:
-    rows = {"17 joints": distances_mm} | {
-        name: _columns(distances_mm, joints) for name, joints in GROUPS.items()
-    }
     reports = []
-    for name, values in rows.items():
+    for name, values in _in_groups(distances_mm).items():
         pck, auc = pck_and_auc(values)
         for metric, value in (("PCK@150", pck), ("AUC", auc)):
             reports.append(MetricReport(metric, float(value), "", name, "pelvis", "none", **common))

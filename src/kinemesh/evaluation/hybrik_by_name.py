@@ -6,21 +6,20 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from kinemesh.bodies.hybrik_anny import AnnyHybrik
-from kinemesh.bodies.hybrik_bodies import HybrikBody, load_smpl_hybrik
-from kinemesh.bodies.topology import strip_prefix
-from kinemesh.data.hybrik_dataset import PREFIXES, names_hybrik, open_hybrik
+from kinemesh.data.hybrik_dataset import PREFIXES, HybrikDataset, names_hybrik, open_hybrik
 from kinemesh.data.hybrik_records import HybrikSample, collate_hybrik
-from kinemesh.data.synthetic.hybrik import SYNTHETIC_HYBRIK, SyntheticHybrik, load_anny_hybrik
+from kinemesh.data.synthetic.hybrik import SYNTHETIC_HYBRIK, SyntheticHybrik
 from kinemesh.errors import InputError
-from kinemesh.evaluation.hybrik import HybrikResult, ProtocolName, score_hybrik
+from kinemesh.evaluation.hybrik import HybrikColumns, HybrikResult, ProtocolName, score_hybrik
+from kinemesh.evaluation.hybrik_samples import joint_samples, sample_keys
 from kinemesh.evaluation.hybrik_side import HybrikSide
+from kinemesh.evaluation.samples import SampleListener
 from kinemesh.models.potter_body import ARCHITECTURE, PotterBody
-from kinemesh.models.potter_mesh import PotterMesh
-from kinemesh.models.potter_variants import build_potter_network
-from kinemesh.models.registry import read_weights, weight_path
+from kinemesh.models.registry import load_model, read_record, weight_path
 
 HYBRIK_DATASETS = (
     SYNTHETIC_HYBRIK,
@@ -63,33 +62,13 @@ def load_potter_body(model: str | Path, assets: Path | None = None) -> PotterBod
         InputError: The file holds another kind of network, or a file of SMPL is missing.
     """
     path = weight_path(model)
-    tensors, record = read_weights(path)
-    if record.get("architecture") != ARCHITECTURE:
+    architecture = read_record(path).get("architecture")
+    if architecture != ARCHITECTURE:
         raise InputError(
             f"{path}: expected a network of POTTER for human meshes ({ARCHITECTURE}), found "
-            f"{record.get('architecture')!r}."
+            f"{architecture!r}."
         )
-    network = cast(PotterMesh, build_potter_network(record, blank=True))
-    state = {name: value.float() for name, value in strip_prefix(tensors, "model.").items()}
-    try:
-        network.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise InputError(
-            f"{path}: the file does not fit the architecture of this version ({error}). Use the "
-            "version that wrote it, or convert or train the model again."
-        ) from error
-    return PotterBody(network, _body_of(record.get("body", "smpl"), path, assets)).eval()
-
-
-def _body_of(body: str, path: Path, assets: Path | None) -> HybrikBody:
-    if body == "anny-body":
-        return load_anny_hybrik()
-    if assets is None:
-        raise InputError(
-            f"{path}: this network poses SMPL, whose files are not in it. Name the folder that "
-            "holds SMPL and J_regressor_h36m_correct.npy with --assets."
-        )
-    return load_smpl_hybrik(assets)
+    return cast(PotterBody, load_model(path, assets)[0])
 
 
 def evaluate_hybrik(
@@ -100,6 +79,7 @@ def evaluate_hybrik(
     assets: Path | None = None,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    listener: SampleListener | None = None,
 ) -> HybrikResult:
     """Score a network of POTTER for human meshes.
 
@@ -111,6 +91,7 @@ def evaluate_hybrik(
         assets: As for `load_potter_body`.
         device: Where to compute.
         progress: Told about each batch.
+        listener: Given each batch joint by joint, for example to draw a report.
 
     Raises:
         InputError: A file is missing, or model and data set do not fit together.
@@ -135,13 +116,23 @@ def evaluate_hybrik(
         samples, options.batch_size, collate_fn=collate_hybrik, num_workers=options.workers
     )
     side = HybrikSide(network.to(device), flip_test=options.flip_test)
-    columns = side.columns(
-        loader, device, None if progress is None else lambda done: progress(done, total)
-    )
+    keys = sample_keys(samples) if listener is not None else ()
+
+    def show(done: int, rows: HybrikColumns, images: Tensor) -> None:
+        if listener is not None:
+            first = done - len(images)
+            listener(joint_samples(rows, protocol, keys[first:done], images))
+        if progress is not None:
+            progress(done, total)
+
+    columns = side.columns(loader, device, show)
     regressor = "the body's own" if protocol == "own" else "J_regressor_h36m of SMPL's mesh"
     result = score_hybrik(columns, protocol, (str(model), dataset), regressor)
-    flipped = "with" if options.flip_test else "without"
-    return replace(result, notes=(*result.notes, f"{flipped} flip test"))
+    notes = ["with flip test" if options.flip_test else "without flip test"]
+    outside = samples.table.outside if isinstance(samples, HybrikDataset) else 0
+    if outside:
+        notes.append(f"without {outside} people of whose box nothing is in the picture")
+    return replace(result, notes=(*result.notes, *notes))
 
 
 def protocol_of(dataset: str) -> ProtocolName:

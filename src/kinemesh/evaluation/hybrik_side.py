@@ -13,6 +13,8 @@ from kinemesh.evaluation.hybrik import HybrikColumns
 from kinemesh.models.potter_body import PotterBody, PotterBodyOutput
 
 Batch = Mapping[str, Tensor]
+BatchListener = Callable[[int, HybrikColumns, Tensor], None]
+"""Called with how many samples are done, and the last batch's columns and images."""
 
 
 class HybrikSide:
@@ -32,22 +34,22 @@ class HybrikSide:
         self,
         batches: Iterable[Batch],
         device: torch.device | str,
-        progress: Callable[[int], None] | None = None,
+        listener: BatchListener | None = None,
     ) -> HybrikColumns:
         """Predictions and labels of all samples, in their order, on the CPU.
 
         Args:
             batches: Of `kinemesh.data.hybrik_records.collate_hybrik`.
             device: Where the model is.
-            progress: Told how many samples are done.
+            listener: Called after each batch.
         """
         rows: list[HybrikColumns] = []
         done = 0
         for batch in batches:
             rows.append(self._row({name: value.to(device) for name, value in batch.items()}))
             done += len(batch["image"])
-            if progress is not None:
-                progress(done)
+            if listener is not None:
+                listener(done, rows[-1], batch["image"])
         fields = HybrikColumns.__dataclass_fields__
         return HybrikColumns(
             **{name: torch.cat([getattr(r, name) for r in rows]) for name in fields}
@@ -65,6 +67,7 @@ class HybrikSide:
             target_24=(batch["xyz"] * DEPTH_UNIT_M if labelled else empty).cpu(),
             vertex_error_m=self._vertex_errors(output, batch).cpu(),
             activity=batch["activity"].cpu(),
+            sequence=batch["sequence"].cpu(),
         )
 
     def _vertex_errors(self, output: PotterBodyOutput, batch: Batch) -> Tensor:

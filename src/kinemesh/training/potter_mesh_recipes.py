@@ -12,20 +12,19 @@ from kinemesh.models.potter_mesh import PotterMeshConfig
 from kinemesh.potter_losses import PotterLossWeights
 from kinemesh.training.config import OptimConfig, ScheduleConfig
 from kinemesh.training.potter_mesh_task import PotterBodyRecipe
-from kinemesh.training.potter_published import DROPS, FACTOR, POTTER_RUNS
+from kinemesh.training.potter_published import FACTOR, POTTER_RUNS
 
 
 def _published(name: str) -> PotterBodyRecipe:
     """A run with every published number; steps and intervals follow from the size of the data."""
     run = POTTER_RUNS[name]
-    drops = tuple(drop / run.epochs for drop in DROPS if drop < run.epochs)
     return PotterBodyRecipe(
         published=name,
         steps=0,
         batch_size=run.batch_size,
         seed=run.seed or 0,
         optim=OptimConfig(lr=run.lr, weight_decay=0.0, betas=(0.9, 0.999), clip_norm=None),
-        schedule=ScheduleConfig(kind="step", epochs=run.epochs, step_at=drops, factor=FACTOR),
+        schedule=ScheduleConfig(kind="step", epochs=run.stopped_after, step_at=(), factor=FACTOR),
         ema_decay=0.0,
         workers=8,
         validate_every=0,
@@ -60,6 +59,7 @@ def potter_body() -> PotterBodyRecipe:
         network=PotterMeshConfig(
             side=128, dropout=0.0, drop_path=0.0, head_dropout=0.0, head_width=128, hidden=512
         ),
+        layer_scale=0.5,
         batch_size=16,
         samples=20_000,
         optim=replace(recipe.optim, lr=5e-4),

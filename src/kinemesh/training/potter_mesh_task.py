@@ -18,7 +18,8 @@ from kinemesh.data.hybrik_labels import HybrikName
 from kinemesh.data.hybrik_records import HybrikSample, collate_hybrik
 from kinemesh.data.synthetic.hybrik import SYNTHETIC_HYBRIK, SyntheticHybrik, load_anny_hybrik
 from kinemesh.errors import InputError
-from kinemesh.evaluation.hybrik import ProtocolName, score_hybrik
+from kinemesh.evaluation.hybrik import score_hybrik
+from kinemesh.evaluation.hybrik_by_name import protocol_of
 from kinemesh.evaluation.hybrik_side import HybrikSide
 from kinemesh.models.potter_body import PotterBody, potter_mesh_record
 from kinemesh.models.potter_checkpoints import load_initial_potter
@@ -26,7 +27,9 @@ from kinemesh.models.potter_mesh import PotterMesh, PotterMeshConfig
 from kinemesh.models.registry import save_model
 from kinemesh.potter_losses import BodyPrediction, PotterLossWeights, body_loss
 from kinemesh.training.config import OptimConfig, Recipe
+from kinemesh.training.hand_pose_task import draw_usual_weights
 from kinemesh.training.potter_published import CLIP_NORM, DROPS, FACTOR, POTTER_RUNS
+from kinemesh.training.prtr_networks import KeptSamples
 from kinemesh.training.schedules import steps_per_epoch
 
 Batch = Mapping[str, Tensor]
@@ -59,13 +62,21 @@ class PotterBodyRecipe(Recipe):
     out. Official checkpoints bring their own."""
     init: Path | None = None
     """Weights to start from: a trunk, a classifier, or a whole network."""
+    layer_scale: float | None = None
+    """Draw the convolutions of new networks as PyTorch does, and begin the factors of the residual
+    branches with this number; None for the published draws, which suit ImageNet's weights."""
     augment: bool = True
     """Vary stored samples at random as published."""
     validation_data: str = ""
     """3dpw-hybrik:FOLDER, h36m-hybrik:FOLDER or synthetic-hybrik: labelled data that choose the
     best weights; without it the last weights are kept."""
+    also_validate: str = ""
+    """A second data set, as for the first: scored beside it, without a say in what is best."""
     validation_batch_size: int = 32
     """Crops at once in validation."""
+    drop_epochs: tuple[int, ...] = DROPS
+    """Epochs after which the learning rate drops, however long the run is; only where the schedule
+    is 'step' and names no places of its own."""
     clip_each: float = CLIP_NORM
     """Largest L2 norm of the gradient of each tensor by itself."""
     weights: PotterLossWeights = field(default_factory=PotterLossWeights)
@@ -89,13 +100,18 @@ class PotterBodyRecipe(Recipe):
             InputError: Data, assets or initial weights are missing; the message names the option.
         """
         self._check_sources()
-        updates = steps_per_epoch(len(self.open_training()), self.batch_size, processes)  # type: ignore[arg-type]
+        counted = steps_per_epoch(len(self.open_training()), self.batch_size, processes)  # type: ignore[arg-type]
+        schedule = self.schedule
+        updates = schedule.steps_per_epoch or counted
         interval = self.measure_epochs * updates
         return replace(
             self,
-            steps=self.steps or self.schedule.epochs * updates,
+            steps=self.steps or schedule.epochs * updates,
             schedule=replace(
-                self.schedule, steps_per_epoch=self.schedule.steps_per_epoch or updates
+                schedule,
+                steps_per_epoch=updates,
+                # numbers of steps, so that a shorter or longer run has its drops where they were
+                step_at=schedule.step_at or _steps_at(self.drop_epochs, updates),
             ),
             validate_every=self.validate_every or interval,
             checkpoint_every=self.checkpoint_every or interval,
@@ -122,27 +138,41 @@ class PotterBodyRecipe(Recipe):
             if path is not None and not path.is_file():
                 option = name.replace("_", "-")
                 raise InputError(f"--{option}: there is no file '{path}'. Check the path.")
+        for spec in filter(None, (self.validation_data, self.also_validate)):
+            protocol_of(spec)
+        first, second = (s.split(":")[0] for s in (self.validation_data, self.also_validate))
+        if second and (not first or first == second):
+            raise InputError(
+                f"--also-validate: expected a data set beside another as --validation-data, found "
+                f"{self.also_validate!r} beside {self.validation_data!r}. Name both, such as "
+                "3dpw-hybrik:FOLDER and h36m-hybrik:FOLDER."
+            )
 
     def _places(self) -> dict[HybrikName, Path | None]:
         return {"h36m": self.h36m, "coco": self.coco, "3dhp": self.hp3d, "3dpw": self.pw3d}
 
     def departures(self, processes: int) -> list[str]:
-        """How this run differs from the published one, one phrase each."""
+        """How this run differs from the published one, one phrase each; of a completed recipe."""
         run = POTTER_RUNS[self.published]
-        drops = tuple(drop / run.epochs for drop in DROPS if drop < run.epochs)
         optim, schedule = self.optim, self.schedule
+        updates = schedule.steps_per_epoch
         pairs: list[tuple[str, Any, Any]] = [
             ("network", PotterMeshConfig(), self.network),
             ("batch per process", run.batch_size, self.batch_size),
             ("processes", run.processes, processes),
-            ("epochs", run.epochs, schedule.epochs),
-            ("drops of the learning rate", drops, tuple(schedule.step_at)),
+            ("updates", run.stopped_after * updates, self.steps),
+            ("schedule", ("step", 0), (schedule.kind, schedule.warmup_steps)),
+            ("drops of the learning rate", _steps_at(DROPS, updates), tuple(schedule.step_at)),
             ("factor of a drop", FACTOR, schedule.factor),
             ("learning rate", run.lr, optim.lr),
             ("weight decay", 0.0, optim.weight_decay),
             ("largest norm of each gradient", CLIP_NORM, self.clip_each),
             ("largest norm of all gradients", None, optim.clip_norm),
+            ("betas", (0.9, 0.999), tuple(optim.betas)),
+            ("averaging of weights", 0.0, self.ema_decay),
+            ("precision", "no", self.mixed_precision),
             ("loss weights", PotterLossWeights(), self.weights),
+            ("initial layer scale", None, self.layer_scale),
         ]
         notes = [f"{name} {now}, published {then}" for name, then, now in pairs if now != then]
         missing = [name for name, place in self._places().items() if place is None]
@@ -156,15 +186,28 @@ class PotterBodyRecipe(Recipe):
             notes.append(f"starts from random weights, published from {run.start}")
         if self.mean_shape is None and not self.is_synthetic:
             notes.append("shapes are offsets from zero, published from the data's mean")
-        if self.steps not in {0, run.stopped_after * schedule.steps_per_epoch}:
-            notes.append(f"stops after {self.steps} steps")
+        if self.time_limit_minutes is not None:
+            notes.append(f"stops after {self.time_limit_minutes} minutes")
+        return notes + self._validation_departures(updates)
+
+    def _validation_departures(self, updates: int) -> list[str]:
+        """The published runs keep the weights that are best on each of two data sets."""
+        names = [spec.split(":")[0] for spec in (self.validation_data, self.also_validate) if spec]
+        notes = []
+        if set(names) != {"h36m-hybrik", "3dpw-hybrik"}:
+            chosen = " and ".join(names) or "no data"
+            notes.append(f"validates on {chosen}, published on Human3.6M and 3DPW")
+        elif len(names) == 2:
+            notes.append(f"keeps the best weights on {names[0]} alone, published on each set")
+        if names and self.validate_every != updates:
+            notes.append(f"validates every {self.validate_every} updates, not after each epoch")
         return notes
 
     def open_training(self) -> Dataset[HybrikSample]:
         """Open the training data."""
         size = self.network.side
         if self.is_synthetic:
-            return KeptSamples(SyntheticHybrik(self.seed, size, self.samples, "train"))
+            return _kept(SyntheticHybrik(self.seed, size, self.samples, "train"))
         parts: dict[HybrikName, HybrikDataset] = {}
         for prefix, name in PREFIXES.items():
             place = self._places()[name]
@@ -174,36 +217,20 @@ class PotterBodyRecipe(Recipe):
                 )
         return HybrikMix([*parts.values()], [MIX[name] for name in parts], self.seed)
 
-    def open_validation(self) -> Dataset[HybrikSample]:
-        """Open the held-out data."""
+    def open_validation(self, spec: str) -> Dataset[HybrikSample]:
+        """Open held-out data."""
         size = self.network.side
-        if self.validation_data == SYNTHETIC_HYBRIK:
-            stream = SyntheticHybrik(self.seed, size, self.validation_samples, "val")
-            return KeptSamples(stream)
-        return open_hybrik(self.validation_data, split="test", size=size)
+        if spec == SYNTHETIC_HYBRIK:
+            return _kept(SyntheticHybrik(self.seed, size, self.validation_samples, "val"))
+        return open_hybrik(spec, split="test", size=size)
 
     def build_task(self) -> "PotterBodyTask":
         """Build the task."""
         return PotterBodyTask(self)
 
 
-class KeptSamples(Dataset[HybrikSample]):
-    """Rendered samples, kept in memory where there are few."""
-
-    def __init__(self, dataset: SyntheticHybrik) -> None:
-        self.dataset = dataset
-        self.kept: dict[int, HybrikSample] = {}
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> HybrikSample:
-        """Sample ``index``, from memory if it was asked for before and there are few."""
-        if len(self) > KEPT_SAMPLES:
-            return self.dataset[index]
-        if index not in self.kept:
-            self.kept[index] = self.dataset[index]
-        return self.kept[index]
+def _kept(samples: SyntheticHybrik) -> Dataset[HybrikSample]:
+    return KeptSamples(samples) if len(samples) <= KEPT_SAMPLES else samples
 
 
 class _Stepped(Dataset[dict[str, Tensor]]):
@@ -253,6 +280,8 @@ class PotterBodyTask:
         network = PotterMesh(
             recipe.network, read_mean_shape(recipe.mean_shape, recipe.network.shapes)
         )
+        if recipe.layer_scale is not None:
+            draw_usual_weights(network, recipe.layer_scale)
         if recipe.init is not None:
             self.started_from = f"{recipe.init}: {load_initial_potter(network, recipe.init)}"
         return PotterBody(network, self.build_body())
@@ -291,36 +320,40 @@ class PotterBodyTask:
         return body_loss(prediction, batch, self.recipe.weights, late=late)
 
     @functools.cached_property
-    def _held_out(self) -> DataLoader[dict[str, Tensor]]:
-        return DataLoader(
-            self.recipe.open_validation(),  # type: ignore[arg-type]
-            batch_size=self.recipe.validation_batch_size,
-            collate_fn=collate_hybrik,
-            num_workers=0
-            if self.recipe.validation_data == SYNTHETIC_HYBRIK
-            else self.recipe.workers,
-            # without a generator of its own, the loader would draw from the global random state
-            generator=torch.Generator(),
-        )
-
-    @property
-    def protocol(self) -> ProtocolName:
-        """How held-out samples are scored."""
-        for prefix, name in PREFIXES.items():
-            if self.recipe.validation_data.startswith(prefix) and name != "coco":
-                return cast(ProtocolName, name)
-        return "own"
+    def _held_out(self) -> dict[str, DataLoader[dict[str, Tensor]]]:
+        """By name of the data set; the first chooses the best weights."""
+        recipe = self.recipe
+        return {
+            spec: DataLoader(
+                recipe.open_validation(spec),  # type: ignore[arg-type]
+                batch_size=recipe.validation_batch_size,
+                collate_fn=collate_hybrik,
+                num_workers=0 if spec == SYNTHETIC_HYBRIK else recipe.workers,
+                # without a generator of its own, the loader would draw from the global state
+                generator=torch.Generator(),
+            )
+            for spec in (recipe.validation_data, recipe.also_validate)
+            if spec
+        }
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
-        """Score held-out samples with the flip test, in millimetres."""
+        """Score held-out samples with the flip test, in millimetres.
+
+        The scores of the second data set begin with its name, as in ``h36m_pa_mpjpe_mm``.
+        """
         assert isinstance(model, PotterBody)
         side = HybrikSide(model)
-        result = score_hybrik(side.columns(self._held_out, device), self.protocol, ("", ""))
-        return {
-            f"{r.metric} {r.unit}".strip().lower().replace("-", "_").replace(" ", "_"): r.value
-            for r in result.reports
-            if r.unit == "mm"
-        }
+        scores: dict[str, float] = {}
+        for spec, batches in self._held_out.items():
+            protocol = protocol_of(spec)
+            result = score_hybrik(side.columns(batches, device), protocol, ("", ""))
+            first = "" if spec == self.recipe.validation_data else f"{protocol} "
+            scores |= {
+                f"{first}{r.metric} {r.unit}".lower().replace("-", "_").replace(" ", "_"): r.value
+                for r in result.reports
+                if r.unit == "mm"
+            }
+        return scores
 
     def picture(self, model: nn.Module, device: torch.device) -> NDArray[np.uint8] | None:
         """Nothing is drawn."""
@@ -332,6 +365,10 @@ class PotterBodyTask:
         body = "anny-body" if self.recipe.is_synthetic else "smpl"
         record = potter_mesh_record(self.recipe.network, body) | {"training": dict(metadata)}
         save_model(path, model.network, None, record, half=False)
+
+
+def _steps_at(epochs: Iterable[int], updates: int) -> tuple[float, ...]:
+    return tuple(float(epoch * updates) for epoch in epochs)
 
 
 def clip_each_gradient(parameters: Iterable[nn.Parameter], most: float) -> None:

@@ -109,6 +109,7 @@ def _sample(
         joints_17=_tensor(relative[:turning]),
         vertices=vertices_V3 - joints_1N3[0, :1],
         activity=torch.tensor(-1),
+        sequence=torch.tensor(-1),
         center_px=torch.full((2,), size / 2),
         side_px=torch.tensor(float(size)),
     )
