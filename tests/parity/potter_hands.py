@@ -37,6 +37,8 @@ from kinemesh.models.joint_statistics import JointStatistics
 from tests import parity
 from tests.conftest import SHARED
 from tests.parity import EXACT, Comparison, Tolerance
+from tests.parity.networks import Case
+from tests.parity.potter_networks import kind_of, read_manifest
 from tests.seeded_weights import normal
 
 Golden = dict[str, np.ndarray]
@@ -53,20 +55,51 @@ UNIT_MM = 60.0  # what the metric goldens multiply normalised joints with
 METRE_IN_MM = 1000.0
 
 
-def compare(golden_folder: Path, salt: str = "") -> list[Comparison]:
-    """Every file of a folder that speaks of hands, if it is there."""
-    parts: tuple[tuple[str, Callable[[Path, str], list[Comparison]]], ...] = (
-        (f"{CROP}.npz", _compare_crops),
-        (f"{LOSS}.npz", _compare_loss),
-        (f"{EVALUATION}.json", _compare_evaluation),
-        (f"{UNDISTORT}.npz", _compare_undistortion),
-        ("dataprep/gt_anno.json", _compare_labels),
+def compare(golden_folder: Path, manifest: Path | None = None) -> list[Comparison]:
+    """Every file of a folder that speaks of hands, if it is there.
+
+    Args:
+        golden_folder: Where the golden files are.
+        manifest: Says the salts; None takes ``manifest.json`` beside the folder.
+    """
+    parts: tuple[tuple[str, str, Callable[[Path, str], list[Comparison]]], ...] = (
+        (CROP, f"{CROP}.npz", _compare_crops),
+        (LOSS, f"{LOSS}.npz", _compare_loss),
+        (EVALUATION, f"{EVALUATION}.json", _compare_evaluation),
+        (UNDISTORT, f"{UNDISTORT}.npz", _compare_undistortion),
+        ("dataprep/labels", "dataprep/gt_anno.json", _compare_labels),
     )
+    manifest = manifest or golden_folder.parent / "manifest.json"
     found = []
-    for file, part in parts:
+    for name, file, part in parts:
         if (golden_folder / file).is_file():
-            found += part(golden_folder, salt)
+            found += part(golden_folder, salt_of(manifest, name))
     return found
+
+
+def salt_of(manifest: Path, name: str) -> str:
+    """The salt of a golden file: of its own entry, else that of all hand networks.
+
+    Raises:
+        ValueError: The file has no entry, and the networks have several salts.
+    """
+    entries = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+    own = entries.get(name)
+    if isinstance(own, dict) and "salt" in own:
+        return str(own["salt"])
+    hands = [case for case in cases_of(manifest) if kind_of(case.config) == "hand"]
+    salts = {case.salt for case in hands} or {""}
+    if len(salts) > 1:
+        raise ValueError(
+            f"{manifest}: the hand networks have the salts {sorted(salts)}, so that of '{name}' is "
+            f'not known. Add an entry "{name}": {{"salt": ...}}.'
+        )
+    return salts.pop()
+
+
+def cases_of(manifest: Path) -> list[Case]:
+    """The networks of a manifest; none where there is no manifest."""
+    return read_manifest(manifest, manifest.parent / "golden") if manifest.is_file() else []
 
 
 def _load(path: Path) -> Golden:
@@ -186,11 +219,12 @@ def _compare_template(cases: Mapping[str, Any]) -> Comparison:
 
 def _compare_loss(folder: Path, salt: str) -> list[Comparison]:
     golden = _load(folder / f"{LOSS}.npz")
+    hands = len(golden["per_hand_valid"])
     prediction, target = (
-        torch.from_numpy(normal(f"hand.{name}", (4, 21, 3), salt)).float()
+        torch.from_numpy(normal(f"hand.{name}", (hands, 21, 3), salt)).float()
         for name in ("pred", "gt")
     )
-    visible = torch.from_numpy(normal("hand.vis", (4, 21), salt)) > -0.5
+    visible = torch.from_numpy(normal("hand.vis", (hands, 21), salt)) > -0.5
     metres = UNIT_MM / METRE_IN_MM
     whole, single = (
         measure_hands(prediction * metres, target * metres, seen)

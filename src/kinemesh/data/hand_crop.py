@@ -38,6 +38,12 @@ class HandPlacement(NamedTuple):
         return np.float32(self.scale * np.float32(PIXELS_OF_SCALE))
 
 
+def has_extent(box_px: NDArray) -> bool:
+    """Whether `place_hand` takes a box (4,) x1, y1, x2, y2."""
+    low, high = np.asarray(box_px, dtype=np.float64).reshape(2, 2)
+    return bool(np.isfinite([low, high]).all() and (high >= low).all() and (high > low).any())
+
+
 def place_hand(box_px: NDArray) -> HandPlacement:
     """The crop of a box (4,) x1, y1, x2, y2 in pixels.
 

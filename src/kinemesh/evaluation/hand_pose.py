@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from kinemesh.data.ego_exo4d import EgoExo4DHands
-from kinemesh.data.hand_pose_records import LEFT, HandPoseSample, collate_hand_poses
+from kinemesh.data.hand_pose_records import LEFT, RIGHT, HandPoseSample, collate_hand_poses
 from kinemesh.data.keypoint_crop import denormalise_picture
 from kinemesh.errors import InputError
 from kinemesh.evaluation.mesh import Progress, ProtocolResult
@@ -25,6 +25,7 @@ from kinemesh.models.hand_pose_networks import HandPoseNetwork
 from kinemesh.protocols import Protocol, Score
 from kinemesh.skeletons import HAND21
 
+GIVEN_2D = "the network lifts 2D joints: it was given those of the labels, and saw no picture"
 AVERAGING = "mean over the labelled joints of a hand, then over hands"
 HAND_POSE = Protocol(
     name="hand-pose",
@@ -90,16 +91,27 @@ def predict_hands(
     """
     if sides == "both":
         return network(batch)  # type: ignore[no-any-return]
+    joints_m: Tensor = network(as_right_hands(batch))
+    return _mirrored(joints_m, batch["side"] == LEFT)
+
+
+def as_right_hands(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of hand pose data with its left hands in a mirror, labels and all."""
     left_B = batch["side"] == LEFT
     image, places = batch["image"], batch["joints_2d_px"]
     turned = (image.shape[-1] - 1 - places[..., :1], places[..., 1:])
-    shown = dict(batch) | {
+    return dict(batch) | {
         "image": torch.where(left_B[:, None, None, None], image.flip(-1), image),
         "joints_2d_px": torch.where(left_B[:, None, None], torch.cat(turned, dim=-1), places),
+        "joints_m": _mirrored(batch["joints_m"], left_B),
+        "side": torch.full_like(batch["side"], RIGHT),
     }
-    joints_m = network(shown)
-    back = torch.where(left_B[:, None], -joints_m[..., 0], joints_m[..., 0])
-    return torch.cat([back[..., None], joints_m[..., 1:]], dim=-1)
+
+
+def _mirrored(joints_m: Tensor, which_B: Tensor) -> Tensor:
+    """(B, J, 3) with left and right swapped in some rows."""
+    x = torch.where(which_B[:, None], -joints_m[..., 0], joints_m[..., 0])
+    return torch.cat([x[..., None], joints_m[..., 1:]], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -188,7 +200,8 @@ def evaluate_hands(
             f"{names[1]}: not one of {total} hands has a labelled joint, so nothing can be scored. "
             "The labels of the test split are not published: write a submission with --results."
         )
-    return ProtocolResult(*names, HAND_POSE, report_hands(columns, names[1]))
+    notes = (GIVEN_2D,) if network.architecture == "joint-lifter" else ()
+    return ProtocolResult(*names, HAND_POSE, report_hands(columns, names[1]), notes)
 
 
 def _seen(

@@ -1,6 +1,6 @@
 """Evaluations of hand joints as the command line names them: a model or submission, and data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,10 +12,12 @@ from torch.utils.data import Dataset
 from kinemesh.data.ego_exo4d import (
     SPLITS,
     EgoExo4DHands,
+    HandPoseOptions,
     Split,
     find_annotation,
     names_ego_exo4d,
     open_ego_exo4d,
+    place_and_kind,
 )
 from kinemesh.data.ego_exo4d_annotations import read_annotations
 from kinemesh.data.hand_pose_records import HandPoseSample
@@ -34,12 +36,20 @@ from kinemesh.evaluation.ego_exo4d import (
 from kinemesh.evaluation.hand_pose import HandRun, evaluate_hands
 from kinemesh.evaluation.mesh import Progress, ProtocolResult
 from kinemesh.evaluation.samples import SampleListener
-from kinemesh.models.hand_pose_networks import HandPoseNetwork
+from kinemesh.models.hand_pose_networks import Crops, HandPoseNetwork
 from kinemesh.models.registry import is_hand_pose_model, load_hand_pose_model
 
 SYNTHETIC_HAND = "synthetic-hand"
 SYNTHETIC_COUNT = 1024
 """Samples of the endless data set where no count is given."""
+FACING = (
+    "the network was trained on rendered hands: crops as theirs, and joints turned from a camera "
+    "that looks at the hand to that of Ego-Exo4D"
+)
+WIDE = (
+    "the network was trained on Ego-Exo4D's crops, which are larger than these, and its joints "
+    "have the axes of a wide camera"
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class HandEvaluation:
         offset: Add the labelled wrist to a submission that is about the wrist.
         batch_size: Hands at a time.
         workers: Processes that read data.
+        portrait: Upright pictures of Ego-Exo4D and their labels.
     """
 
     split: str | None = None
@@ -64,6 +75,7 @@ class HandEvaluation:
     offset: bool = False
     batch_size: int = 32
     workers: int = 0
+    portrait: bool = False
 
 
 def evaluates_hands(model: str | Path, dataset: str) -> bool:
@@ -93,7 +105,7 @@ def evaluate_hand_pose(
         options: Split, count and so on.
         device: Where to compute.
         progress: Told about each batch.
-        listener: Given each batch's predictions and labels.
+        listener: Given each batch's predictions and labels. A submission is not listened to.
 
     Returns:
         Scores; of a submission for labels that are not published, that it is whole.
@@ -116,16 +128,17 @@ def evaluate_hand_pose(
     _check_inputs(network, samples, model, dataset)
     run = HandRun(options.batch_size, options.workers, options.count, record["sides"], device)
     network = network.to(device)
+    names = (str(model), dataset)
     if options.results is None:
-        return evaluate_hands(
-            network,
-            samples,
-            run,
-            names=(str(model), dataset),
-            progress=progress,
-            samples=listener,
+        result = evaluate_hands(
+            network, samples, run, names=names, progress=progress, samples=listener
         )
-    return _submit(network, samples, run, options.results, (str(model), dataset), progress)
+    else:
+        result = _submit(network, samples, run, options.results, names, progress, listener)
+    wide = record["crops"] == "ego-exo4d"
+    if wide != names_ego_exo4d(dataset):
+        result = replace(result, notes=(*result.notes, WIDE if wide else FACING))
+    return result
 
 
 def _open(
@@ -134,10 +147,19 @@ def _open(
     size = cast(int, record.get("resolution", 224))  # the lifter sees no picture
     if names_ego_exo4d(dataset):
         split = options.split or ("test" if options.results is not None else None)
-        return open_ego_exo4d(dataset, cast(Split | None, split), size=size, images=options.images)
-    if options.results is not None or options.split is not None or options.images is not None:
+        return open_ego_exo4d(
+            dataset,
+            cast(Split | None, split),
+            size=size,
+            portrait=options.portrait,
+            images=options.images,
+            crops=cast(Crops, record["crops"]),
+        )
+    given = (options.results, options.split, options.images)
+    if any(value is not None for value in given) or options.portrait:
         raise InputError(
-            f"--results, --split and --images mean nothing on {dataset}. Leave them out."
+            f"--results, --split, --images and --portrait mean nothing on {dataset}. Leave them "
+            "out."
         )
     count = options.count or SYNTHETIC_COUNT
     if "resolution" not in record:
@@ -164,6 +186,7 @@ def _submit(
     path: Path,
     names: tuple[str, str],
     progress: Progress | None,
+    listener: SampleListener | None,
 ) -> ProtocolResult:
     """Write a submission and score what is labelled."""
     assert isinstance(samples, EgoExo4DHands)  # --results is refused for other data
@@ -178,14 +201,17 @@ def _submit(
     def keep(rows: list[int], joints_m: Tensor) -> None:
         parts.append(joints_m)
 
-    result = evaluate_hands(network, samples, run, names=names, progress=progress, sink=keep)
-    joints_m = torch.cat(parts).cpu().numpy()
+    result = evaluate_hands(
+        network, samples, run, names=names, progress=progress, samples=listener, sink=keep
+    )
+    joints_m = samples.in_camera(list(range(len(samples))), torch.cat(parts).cpu().numpy())
     check = write_submission(path, samples.labels, samples.keys, joints_m)
     note = (
         f"submission {path}: {check.hands} hands in {check.frames} frames, metres about the wrist "
         "(to be scored with the offset)"
     )
-    return ProtocolResult(result.model, result.dataset, result.protocol, result.reports, (note,))
+    notes = (*result.notes, note)
+    return replace(result, notes=notes)
 
 
 def _evaluate_submission(
@@ -200,8 +226,9 @@ def _evaluate_submission(
         raise InputError(
             "--results, --count and --images: a submission is scored as it is. Leave them out."
         )
-    place = dataset.partition(":")[2]
-    labels = read_annotations(find_annotation(place, cast(Split, options.split or "test")))
+    place, kind = place_and_kind(dataset)
+    where = HandPoseOptions(kind, options.portrait)
+    labels = read_annotations(find_annotation(place, cast(Split, options.split or "test"), where))
     if labels.has_joints.any():
         return score_submission(model, labels, offset=options.offset, device=device)
     return check_submission(model, labels)
