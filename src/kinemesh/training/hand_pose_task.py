@@ -6,9 +6,10 @@ Sources: the hand pose baseline of Ego-Exo4D (Grauman et al. 2024) with POTTER (
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from types import MappingProxyType
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ from kinemesh.data.synthetic.hand_pose_samples import (
     SyntheticHandPoses,
 )
 from kinemesh.errors import InputError
+from kinemesh.evaluation.hand_pose import as_right_hands, measure_hands, predict_hands
 from kinemesh.hand_losses import pose3d_loss
-from kinemesh.metrics import mpjpe_mm, pa_mpjpe_mm
 from kinemesh.models.hand_pose_networks import (
     MM_PER_M,
+    Crops,
     HandPoseConfig,
     HandPoseNetwork,
     build_hand_pose_network,
@@ -40,7 +42,7 @@ from kinemesh.models.joint_lifter import JointLifterConfig
 from kinemesh.models.joint_statistics import JointStatistics
 from kinemesh.models.potter_checkpoints import load_initial_potter
 from kinemesh.models.potter_hand import PotterHandConfig
-from kinemesh.models.registry import save_model
+from kinemesh.models.registry import read_record, save_model
 from kinemesh.rendering.joint_view import draw_comparison
 from kinemesh.skeletons import HAND21
 from kinemesh.training.config import Recipe
@@ -106,6 +108,10 @@ class HandPoseRecipe(Recipe):
     """Crops at once in validation."""
     choose_by: Literal["loss", "mpjpe_mm", "pa_mpjpe_mm"] = "loss"
     """Held-out score that chooses the best weights."""
+    portrait: bool = False
+    """Ego-Exo4D: upright pictures and their labels."""
+    images: Path | None = None
+    """Ego-Exo4D: folder of the pictures; none: that of the prepared folder."""
     measure_epochs: int = 1
     """Epochs between validations and checkpoints, where their intervals in steps are 0."""
 
@@ -118,6 +124,14 @@ class HandPoseRecipe(Recipe):
     def is_synthetic(self) -> bool:
         """Whether the hands to train on are made here."""
         return self.data == SYNTHETIC_HAND
+
+    @property
+    def crops(self) -> Crops:
+        """How the crops are cut that the network is trained on."""
+        return "synthetic" if self.is_synthetic else "ego-exo4d"
+
+    # without an annotation it is no field: what `completed` opened is kept for the task
+    _opened = cast(Mapping[bool, Dataset[HandPoseSample]], MappingProxyType({}))
 
     def completed(self, processes: int) -> Self:
         """Check what the user has to give, and turn epochs into steps.
@@ -133,12 +147,15 @@ class HandPoseRecipe(Recipe):
             )
         if self.init is not None and not self.init.is_file():
             raise InputError(f"--init: there is no file '{self.init}'. Check the path.")
-        count = len(self.open_data(train=True))  # type: ignore[arg-type]
-        len(self.open_data(train=False))  # type: ignore[arg-type]
+        opened = {train: self.open_data(train=train) for train in (True, False)}
+        count = len(opened[True])  # type: ignore[arg-type]
         if self.steps and self.validate_every and self.checkpoint_every:
             steps_per_epoch(count, self.batch_size, processes)  # refuses too few samples
-            return self
-        return in_epochs(self, count, processes)
+            done = replace(self)
+        else:
+            done = in_epochs(self, count, processes)
+        done._opened = opened
+        return done
 
     def departures(self, processes: int) -> list[str]:
         """How this run differs from the published one, one phrase each."""
@@ -177,7 +194,14 @@ class HandPoseRecipe(Recipe):
         if spec == SYNTHETIC_HAND:
             return self._synthetic(train)
         if names_ego_exo4d(spec):
-            return open_ego_exo4d(spec, _SPLITS[train], size=self.network.side)
+            return open_ego_exo4d(
+                spec,
+                _SPLITS[train],
+                size=self.network.side,
+                portrait=self.portrait,
+                images=self.images,
+                crops=self.crops,
+            )
         option = "--data" if train else "--validation-data"
         raise InputError(f"{option}: expected {_FORMS}, found '{spec}'.")
 
@@ -197,7 +221,7 @@ class HandPoseRecipe(Recipe):
 
     def build_task(self) -> "HandPoseTask":
         """Build the task."""
-        return HandPoseTask(self)
+        return HandPoseTask(self, self._opened)
 
 
 @dataclass(kw_only=True)
@@ -236,8 +260,11 @@ class HandLiftingRecipe(HandPoseRecipe):
 class HandPoseTask:
     """The task behind a `HandPoseRecipe`; see `kinemesh.training.task.Task`."""
 
-    def __init__(self, recipe: HandPoseRecipe) -> None:
+    def __init__(
+        self, recipe: HandPoseRecipe, opened: Mapping[bool, Dataset[HandPoseSample]] | None = None
+    ) -> None:
         self.recipe = recipe
+        self._opened = opened or {}
         self.config: HandPoseConfig = recipe.network
         self.started_from: str | None = None
 
@@ -258,7 +285,7 @@ class HandPoseTask:
         if self.recipe.layer_scale is not None:
             draw_usual_weights(network, self.recipe.layer_scale)
         if self.recipe.init is not None:
-            self.started_from = _load_initial(network, self.recipe.init)
+            self.started_from = _load_initial(network, self.recipe.init, self.statistics)
         return network
 
     def _record(self) -> dict[str, Any]:
@@ -267,12 +294,16 @@ class HandPoseTask:
             self.config,
             self.statistics,
             sides=recipe.sides if recipe.is_synthetic else "both",
-            crops="synthetic" if recipe.is_synthetic else "ego-exo4d",
+            crops=recipe.crops,
         )
+
+    def _data(self, *, train: bool) -> Dataset[HandPoseSample]:
+        """The data; annotations, which may be of hundreds of megabytes, are read once."""
+        return self._opened[train] if train in self._opened else self.recipe.open_data(train=train)
 
     @functools.cached_property
     def _training(self) -> Dataset[HandPoseSample]:
-        return self.recipe.open_data(train=True)
+        return self._data(train=True)
 
     def train_dataset(self) -> Dataset[HandPoseSample]:
         """The data of the recipe; nothing is varied at random but the lifter's 2D joints."""
@@ -296,34 +327,35 @@ class HandPoseTask:
 
     @functools.cached_property
     def _held_out(self) -> Iterable[dict[str, Tensor]]:
+        is_made = (self.recipe.validation_data or self.recipe.data) == SYNTHETIC_HAND
         loader = DataLoader(
-            self.recipe.open_data(train=False),
+            self._data(train=False),
             batch_size=self.recipe.validation_batch_size,
             collate_fn=collate_hand_poses,
-            num_workers=0 if self.recipe.is_synthetic else self.recipe.workers,
+            num_workers=0 if is_made else self.recipe.workers,
             # without a generator of its own, the loader would draw from the global random state
             generator=torch.Generator(),
         )
         # synthetic hands are made once
-        return list(loader) if self.recipe.is_synthetic else loader
+        return list(loader) if is_made else loader
 
     @torch.inference_mode()
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:
         """Loss, as published a mean over batches, and errors in mm, means over hands."""
         network = HandPoseNetwork(model, self.statistics)
-        losses, errors, aligned = [], [], []
+        losses, parts = [], []
         for batch in self._held_out:
             moved = {name: value.to(device) for name, value in batch.items()}
+            if self._record()["sides"] == "right":  # as in evaluation and prediction
+                moved = as_right_hands(moved)
             output = model(*network_inputs(network.architecture, moved))
             losses.append(self._cost(output, moved))
             joints_m = self.statistics.denormalise(output.float()) / MM_PER_M
-            seen = moved["visible"]
-            errors.append(mpjpe_mm(joints_m, moved["joints_m"], valid=seen))
-            aligned.append(pa_mpjpe_mm(joints_m, moved["joints_m"], seen))
+            parts.append(measure_hands(joints_m, moved["joints_m"], moved["visible"]))
         return {
             "loss": float(torch.stack(losses).mean()),
-            "mpjpe_mm": float(torch.cat(errors).nanmean()),
-            "pa_mpjpe_mm": float(torch.cat(aligned).nanmean()),
+            "mpjpe_mm": float(torch.cat([part["MPJPE"] for part in parts]).nanmean()),
+            "pa_mpjpe_mm": float(torch.cat([part["PA-MPJPE"] for part in parts]).nanmean()),
         }
 
     @torch.inference_mode()
@@ -331,7 +363,8 @@ class HandPoseTask:
         """Held-out hands in 3D: what is labelled above, what was predicted below."""
         batch = {name: value[:8] for name, value in next(iter(self._held_out)).items()}
         network = HandPoseNetwork(model, self.statistics)
-        joints_m = network({name: value.to(device) for name, value in batch.items()}).cpu()
+        moved = {name: value.to(device) for name, value in batch.items()}
+        joints_m = predict_hands(network, moved, self._record()["sides"]).cpu()
         return draw_comparison(
             batch["joints_m"].numpy(), joints_m.numpy(), batch["visible"].numpy(), HAND21
         )
@@ -341,12 +374,41 @@ class HandPoseTask:
         save_model(path, model, None, self._record() | {"training": dict(metadata)}, half=False)
 
 
-def _load_initial(network: nn.Module, path: Path) -> str:
-    """As `load_initial_potter`; messages name the option of the command line."""
+def _load_initial(network: nn.Module, path: Path, statistics: JointStatistics) -> str:
+    """As `load_initial_potter`; messages name the option of the command line.
+
+    The last layer is the same for all joints and statistics are not, so it cannot be changed to
+    give the same millimetres under others; what is said tells that.
+    """
     try:
-        return f"{path.name}: {load_initial_potter(network, path)}"
+        taken = load_initial_potter(network, path)
     except InputError as error:
         raise InputError(f"--init: {error}") from error
+    note = ""
+    if any(name.startswith("pose_3d_head.") for name in taken.matched):
+        gap_mm = _largest_gap_mm(initial_statistics(path), statistics)
+        if gap_mm > 0:
+            note = (
+                "; its output was trained for other statistics of joints, which differ by up to "
+                f"{gap_mm:.1f} mm, so the first millimetres are not those of that network"
+            )
+    return f"{path.name}: {taken}{note}"
+
+
+def initial_statistics(path: Path) -> JointStatistics:
+    """Of a whole hand network: those in a weight file of this library, else the published ones."""
+    if path.suffix != ".safetensors":
+        return JointStatistics.EGOEXO4D
+    try:
+        record = read_record(path)
+    except InputError:  # official tensors in that format
+        return JointStatistics.EGOEXO4D
+    return JointStatistics.from_record(record["statistics"])
+
+
+def _largest_gap_mm(first: JointStatistics, second: JointStatistics) -> float:
+    pairs = ((first.mean_mm, second.mean_mm), (first.std_mm, second.std_mm))
+    return max(float(np.abs(np.subtract(one, other)).max()) for one, other in pairs)
 
 
 @torch.no_grad()
