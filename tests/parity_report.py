@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -63,11 +64,13 @@ class System:
         networks: Makes what compares the cases of the manifest.
         others: Functions that compare further files of the golden folder, each as many as it finds.
         read: Reads the network cases from a manifest and the folder of goldens.
+        by_manifest: As ``others``, for functions that also take the manifest.
     """
 
     networks: Callable[[], Networks]
     others: tuple[Callable[[Path], list[Comparison]], ...] = ()
     read: Callable[[Path, Path], list[Case]] = read_manifest
+    by_manifest: tuple[Callable[[Path, Path], list[Comparison]], ...] = ()
 
 
 SYSTEMS: dict[str, System] = {
@@ -95,8 +98,9 @@ SYSTEMS: dict[str, System] = {
     ),
     "potter": System(
         potter_networks.PotterNetworks,
-        (potter_weights.compare, potter_mesh.compare, potter_hands.compare),
+        (potter_weights.compare,),
         potter_networks.read_manifest,
+        (potter_hands.compare, potter_mesh.compare),
     ),
 }
 
@@ -121,8 +125,12 @@ def compare_system(
             yield _guarded(entry.name, lambda entry=entry: [networks.compare(entry)])[0]
     if case in seen:
         return
-    for compare in system.others:
-        for result in _guarded(compare.__module__, lambda compare=compare: compare(golden)):
+    parts = [(compare.__module__, partial(compare, golden)) for compare in system.others]
+    parts += [
+        (compare.__module__, partial(compare, golden, manifest)) for compare in system.by_manifest
+    ]
+    for module, compare in parts:
+        for result in _guarded(module, compare):
             seen.add(result.name.split("/")[0])
             if case in {None, result.name, result.name.split("/")[0]}:
                 yield result

@@ -20,6 +20,7 @@ from kinemesh.evaluation.classification import ClassificationResult, ClassSample
 from kinemesh.evaluation.keypoint_readout import KeypointPerson
 from kinemesh.evaluation.keypoint_samples import LabelledPerson, coco_samples
 from kinemesh.evaluation.samples import JointSamples
+from kinemesh.keypoint_protocols import COCO_KEYPOINTS, KeypointResult
 from kinemesh.protocols import PROTOCOLS, Points
 from kinemesh.reporting import (
     ClassSummary,
@@ -274,6 +275,16 @@ def test_a_report_is_one_page_with_its_figures(tmp_path):
     write_report(folder, "again", RESULT, SampleSummary())  # an earlier report is replaced
     assert {path.name for path in folder.iterdir()} == {"index.html", "report.json"}
     assert "compared no labelled joint" in (folder / "index.html").read_text()
+
+
+def test_a_report_without_scores_has_no_table_of_them(tmp_path):
+    pytest.importorskip("matplotlib")
+    nothing = KeypointResult("model", "test", COCO_KEYPOINTS, {}, {"images": 2}, ("unscored",))
+    write_report(tmp_path / "report", "no labels", nothing, SampleSummary())
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "unscored" in page
+    assert "compared no labelled joint" in page
+    assert "<table>" not in page
 
 
 def test_figures_show_truth_left_and_prediction_right():

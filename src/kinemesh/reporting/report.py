@@ -113,8 +113,9 @@ def _add_scores(page: Page, result: Result) -> None:
             if name == "mean_shape":
                 page.note("A constant mean shape on the same samples, which a network must beat:")
             page.table([_row(row) for row in rows])
-    if isinstance(record.get("values"), Mapping):
-        page.table([{"score": name, "value": value} for name, value in record["values"].items()])
+    values = record.get("values")
+    if isinstance(values, Mapping) and values:  # of people without labels there are none
+        page.table([{"score": name, "value": value} for name, value in values.items()])
     page.note("As the evaluation prints it, with the protocol:")
     page.verbatim(str(result))
 
