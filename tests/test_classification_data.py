@@ -103,8 +103,8 @@ def test_varied_views_depend_on_their_generator_alone():
 
 def test_color_jitter_takes_the_place_of_rand_augment():
     still = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "mirror": 0.0, "erase": 0.0}
-    image = noise(40, 40)
-    plain = to_input(image.resize((32, 32), Image.Resampling.BICUBIC))
+    image = noise(40, 40).resize((32, 32))  # of the view's size: interpolation changes nothing
+    plain = to_input(image)
     never = RandAugment(probability=0.0)
     only_policy = ClassificationAugmentation(policy=never, color_jitter=0.4, **still)
     assert torch.equal(varied_view(image, 32, only_policy, RandomState(0)), plain)
@@ -112,6 +112,17 @@ def test_color_jitter_takes_the_place_of_rand_augment():
     assert not torch.equal(varied_view(image, 32, jitter, RandomState(0)), plain)
     none = ClassificationAugmentation(rand_augment=False, color_jitter=0.0, **still)
     assert torch.equal(varied_view(image, 32, none, RandomState(0)), plain)
+
+
+def test_views_are_interpolated_in_both_ways():
+    still = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "mirror": 0.0, "erase": 0.0}
+    only = ClassificationAugmentation(rand_augment=False, color_jitter=0.0, **still)
+    image, kinds = noise(40, 40), ("BILINEAR", "BICUBIC")
+    expected = [to_input(image.resize((32, 32), Image.Resampling[kind])) for kind in kinds]
+    drawn = [varied_view(image, 32, only, RandomState(seed)) for seed in range(40)]
+    counts = [sum(torch.equal(view, one) for view in drawn) for one in expected]
+    assert sum(counts) == 40
+    assert min(counts) > 8
 
 
 def test_color_jitter_of_grey_changes_brightness_alone():

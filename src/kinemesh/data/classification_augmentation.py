@@ -1,7 +1,8 @@
 """From a picture to what a classifier sees: the published variation, and the plain view.
 
-In training: a random part of the picture at a random aspect, mirrored half of the time, varied by
-RandAugment, normalised, and with a random rectangle of noise. Colour jitter belongs to the same
+In training: a random part of the picture at a random aspect, enlarged or reduced bilinearly or
+bicubically by chance, mirrored half of the time, varied by RandAugment, normalised, and with a
+random rectangle of noise. Colour jitter belongs to the same
 list of numbers, but training scripts leave it out wherever a RandAugment policy is given, and so
 does this one; without the policy it takes its place.
 """
@@ -15,7 +16,7 @@ from numpy.random import RandomState
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from kinemesh.data.rand_augment import Picture, RandAugment
+from kinemesh.data.rand_augment import Picture, RandAugment, drawn_filter
 from kinemesh.errors import InputError
 from kinemesh.models.imagenet import normalise_imagenet
 
@@ -63,7 +64,7 @@ def varied_view(
 ) -> Tensor:
     """A training view (3, side, side) float32, normalised as ImageNet's, of an RGB picture."""
     box = random_part(image.size, augmentation.scale, augmentation.ratio, rng)
-    view = image.resize((side, side), Image.Resampling.BICUBIC, box=box)
+    view = image.resize((side, side), drawn_filter(rng), box=box)
     if rng.uniform() < augmentation.mirror:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.rand_augment:

@@ -65,40 +65,47 @@ class RandAugment:
         return image
 
 
+def drawn_filter(rng: RandomState) -> Image.Resampling:
+    """Bilinear or bicubic interpolation, as training scripts draw it where none is named."""
+    return Image.Resampling.BILINEAR if rng.uniform() < 0.5 else Image.Resampling.BICUBIC
+
+
 def _sign(rng: RandomState) -> float:
     return 1.0 if rng.uniform() < 0.5 else -1.0
 
 
-def _mapped(image: Picture, affine: tuple[float, float, float, float, float, float]) -> Picture:
+def _mapped(
+    image: Picture, affine: tuple[float, float, float, float, float, float], rng: RandomState
+) -> Picture:
     """Each output pixel (x, y) is taken from (a x + b y + c, d x + e y + f)."""
     return image.transform(
         image.size,
         Image.Transform.AFFINE,
         affine,
-        resample=Image.Resampling.BICUBIC,
+        resample=drawn_filter(rng),
         fillcolor=FILL,
     )
 
 
 def _shear_x(image: Picture, part: float, rng: RandomState) -> Picture:
-    return _mapped(image, (1, _sign(rng) * _SHEAR * part, 0, 0, 1, 0))
+    return _mapped(image, (1, _sign(rng) * _SHEAR * part, 0, 0, 1, 0), rng)
 
 
 def _shear_y(image: Picture, part: float, rng: RandomState) -> Picture:
-    return _mapped(image, (1, 0, 0, _sign(rng) * _SHEAR * part, 1, 0))
+    return _mapped(image, (1, 0, 0, _sign(rng) * _SHEAR * part, 1, 0), rng)
 
 
 def _translate_x(image: Picture, part: float, rng: RandomState) -> Picture:
-    return _mapped(image, (1, 0, _sign(rng) * _SHIFT * part * image.width, 0, 1, 0))
+    return _mapped(image, (1, 0, _sign(rng) * _SHIFT * part * image.width, 0, 1, 0), rng)
 
 
 def _translate_y(image: Picture, part: float, rng: RandomState) -> Picture:
-    return _mapped(image, (1, 0, 0, 0, 1, _sign(rng) * _SHIFT * part * image.height))
+    return _mapped(image, (1, 0, 0, 0, 1, _sign(rng) * _SHIFT * part * image.height), rng)
 
 
 def _rotate(image: Picture, part: float, rng: RandomState) -> Picture:
     angle = _sign(rng) * _ROTATION_DEG * part
-    return image.rotate(angle, resample=Image.Resampling.BICUBIC, fillcolor=FILL)
+    return image.rotate(angle, resample=drawn_filter(rng), fillcolor=FILL)
 
 
 def _enhance(kind: Callable[[Picture], ImageEnhance._Enhance]) -> Operation:
