@@ -8,8 +8,8 @@ the recipe's step: the same loss from the maps that the network samples with. ``
 the inputs of blocks alone as well (`checkpoint_activations`). All three give the same numbers
 (`tests/test_point_losses.py`, `tests/test_point_hmr.py`). Every setting runs in a process of its
 own, because a process remembers the highest memory it ever had: the peak is the resident set on the
-CPU, and the allocator's on CUDA. With the share of the official release, which makes its targets of
-an identity matrix, the plain way would take 0.6 GiB more.
+CPU, and the allocator's on CUDA. The official release makes its targets of an identity matrix,
+which would take 0.6 GiB more.
 """
 
 import json

@@ -62,7 +62,8 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 def _picture(name: str, salt: str, height: int = 300, width: int = 400) -> np.ndarray:
     if name.startswith(("synthetic", "syn_")):
         noise = normal("input:pp.image", (height, width, 3), salt)
-        return np.clip(np.rint(128 + 50 * noise), 0, 255).astype(np.uint8)
+        pixels: np.ndarray = np.clip(np.rint(128 + 50 * noise), 0, 255).astype(np.uint8)
+        return pixels
     path = SHARED / "data" / "official_samples" / "pointhmr" / name
     return decode_picture(path.read_bytes(), name)
 
