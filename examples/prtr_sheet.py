@@ -4,7 +4,7 @@ python examples/prtr_sheet.py --out prtr_sheet.jpg
 
 Renders a few scenes into files of COCO, trains a small network of each kind on them from random
 weights, and draws what each finds in the same scenes: it shows that learning, files and prediction
-agree, and nothing about people who were not learned. Takes about ten minutes of one CPU core; what
+agree, and nothing about people who were not learned. Takes about six minutes of one CPU core; what
 was trained stays in --folder, and the same command goes on where it stopped.
 """
 

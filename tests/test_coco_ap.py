@@ -275,6 +275,7 @@ def test_refuses_wrong_annotation_files(tmp_path):
         "its image 5 is not among": {**good, "annotations": [{**one, "image_id": 5}]},
         "id from 1 up": {**good, "annotations": [{**one, "id": 0}]},
         "found repeats": {**good, "annotations": [one, one]},
+        "of its own for each image": {**good, "images": [*good["images"], good["images"][0]]},
         "whole number as id": {**good, "images": [{"file_name": "a.jpg"}]},
     }
     for message, content in bad.items():

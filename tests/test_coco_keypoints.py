@@ -156,6 +156,7 @@ def test_detected_boxes(folder, tmp_path):
         ([detection(1, [1, 2, 3])], "row 0: expected 'bbox' of 4 finite numbers, found 3"),
         ([detection(1, [1, 2, 3, "a"])], "row 0: 'bbox' holds something else"),
         ([detection("1", [1, 2, 3, 4])], "expected numbers as image_id"),
+        ([detection(1, [1, 2, 3, 4], category=2)], r"category_id 1 \(person\), found 2 alone"),
     ],
 )
 def test_damaged_detections(tmp_path, rows, message):
@@ -179,11 +180,56 @@ def test_foreign_detections(folder, tmp_path):
         (lambda c: c["annotations"][1].pop("bbox"), "annotation 1: there is no 'bbox'"),
         (lambda c: c["annotations"][1].pop("area"), "annotation 1: expected a number as 'area'"),
         (lambda c: c["annotations"][1]["keypoints"].pop(), "annotation 1: expected 'keypoints' of"),
+        (lambda c: c["images"].append(c["images"][0]), "id of its own for each image, found 3 2 t"),
+        (
+            lambda c: [row.update(category_id=7) for row in c["annotations"]],
+            r"category_id 1 \(person\), found 7 alone",
+        ),
     ],
 )
 def test_damaged_annotations(changed, folder, change, message):
     with pytest.raises(InputError, match=message):
         CocoKeypoints(changed(change), folder / "val2017")
+
+
+@pytest.mark.parametrize("sides", [(0.0, 0.0), (-3.0, -5.0), (0.5, 1.0)])
+def test_labelled_boxes_without_extent_are_left_out_with_a_word(changed, folder, sides):
+    path = changed(lambda c: c["annotations"][1].update(bbox=[5.0, 10.0, *sides]))
+    with pytest.warns(UserWarning, match="1 box of no width and height left out, .*annotation 1"):
+        dataset = CocoKeypoints(path, folder / "val2017", options=SMALL)
+    assert [record.annotation_id for record in dataset.records] == [11]
+
+
+def test_a_box_that_is_a_line_has_a_crop(changed, folder):
+    """The crop's aspect ratio gives it the other side."""
+    path = changed(lambda c: c["annotations"][1].update(bbox=[5.0, 10.0, 0.0, 20.0]))
+    dataset = CocoKeypoints(path, folder / "val2017", options=SMALL)
+    assert dataset[0]["image"].shape == (3, 48, 36)
+
+
+def test_detected_boxes_without_extent_are_left_out_with_a_word(folder, tmp_path):
+    rows = [detection(3, [1, 2, 30, 40]), detection(1, [5, 5, 0, 0]), detection(3, [5, 5, 0, -1])]
+    with pytest.warns(UserWarning, match="2 boxes of no width and height left out, .*row 1"):
+        dataset = CocoKeypoints(folder, boxes=detections(tmp_path, rows), options=SMALL)
+    assert [record.annotation_id for record in dataset.records] == [0]
+
+
+def test_no_detection_at_all_is_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"expected boxes of people, found none\. Name"):
+        CocoKeypoints(folder, boxes=detections(tmp_path, []))
+    path = detections(tmp_path, [detection(1, [1, 2, 3, 4], 0.1)])
+    with pytest.raises(InputError, match=r"found none with a score of at least 0\.5"):
+        CocoKeypoints(folder, boxes=path, least_score=0.5)
+
+
+@pytest.mark.parametrize("detected", [False, True])
+def test_a_picture_of_another_size_than_labelled_is_refused(changed, folder, tmp_path, detected):
+    """As after resizing; its people would be cut to the wrong image."""
+    path = changed(lambda c: c["images"][0].update(width=40, height=30))
+    more = {"boxes": detections(tmp_path, [detection(3, [1, 2, 30, 20])])} if detected else {}
+    dataset = CocoKeypoints(path, folder / "val2017", options=SMALL, **more)
+    with pytest.raises(InputError, match=r"an image of 40 x 30 px, .* found 80 x 60 in"):
+        dataset[0]
 
 
 def test_missing_pictures(changed, folder, tmp_path):

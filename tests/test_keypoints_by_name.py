@@ -105,6 +105,30 @@ def test_what_a_test_split_lacks_is_said_before_the_network_runs(
     assert not Path("results.json").exists()
 
 
+def test_without_labels_a_report_is_refused_before_the_network_runs(
+    test_split, coco_reader, capsys
+):
+    pytest.importorskip("matplotlib")
+    words = ["eval", "reader", f"coco:{test_split}", "--split", "test-dev2017", "--device", "cpu"]
+    words += ["--boxes", str(test_split / "detections.json")]
+    out, report = test_split / "results.json", test_split / "report"
+    assert main([*words, "--results", str(out), "--report", str(report)]) == 2
+    assert "--report: " in capsys.readouterr().err
+    assert coco_reader.seen == []
+    assert not out.exists()
+    assert not report.exists()
+
+
+def test_without_annotated_people_nothing_runs(tmp_path, coco_reader):
+    write_coco(tmp_path)
+    path = tmp_path / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"annotations": []}))
+    with pytest.raises(InputError, match=r"person_keypoints_val2017.json': expected people in the"):
+        evaluate_keypoints("reader", f"coco:{tmp_path}")
+    assert coco_reader.seen == []
+
+
 def test_the_sequential_network_writes_results_of_a_test_split(test_split, known):
     predictor, _, _ = knower([0.9, 0.8, 0.1], jitter=300.0)
     known(predictor.network, tiny_record("prtr-sequential"))
@@ -112,6 +136,7 @@ def test_the_sequential_network_writes_results_of_a_test_split(test_split, known
     options = KeypointEvaluation(split="test", results=results)
     result = evaluate_keypoints("knower", f"coco:{test_split}", options)
     assert result.values == {}
+    assert "read out by their logits without a softmax" in str(result)
     assert len(json.loads(results.read_text())) == 3
 
 
@@ -292,7 +317,9 @@ WRONG = [
     ("eval two.safetensors coco:coco --images nowhere", "nowhere"),
     ("eval two.safetensors coco:coco --boxes absent.json", "absent.json"),
     ("eval two.safetensors coco:coco --boxes list.json", "row 0: expected an object"),
-    ("eval two.safetensors coco:coco --boxes empty.json", "no predicted person"),
+    ("eval two.safetensors coco:coco --boxes empty.json", "'empty.json': expected boxes of people"),
+    ("eval two.safetensors coco", "'coco' names no data: expected coco:FOLDER"),
+    ("eval mpii16.safetensors mpii", "'mpii' names no data"),
     ("eval two.safetensors coco:coco --averaging official", "--averaging means nothing"),
     ("eval two.safetensors coco:coco --head-size segment", "--head-size: COCO has no use"),
     ("eval two.safetensors coco:coco --labels x.mat", "--labels: COCO has no use"),

@@ -150,7 +150,8 @@ def test_reads_lists_with_head_boxes(tmp_path):
 def test_real_list_without_head_boxes(shared):
     path = shared / "data" / "mmpose_tests" / "mpii" / "test_mpii.json"
     with pytest.raises(
-        InputError, match=r"person 0: expected an object with 'head_box'.*gt_valid.mat"
+        InputError,
+        match=r"person 0: expected an object with 'head_box'.*gt_valid.mat.*--labels, .*segment",
     ):
         read_labels(path)
     labels = read_labels(path, "segment")

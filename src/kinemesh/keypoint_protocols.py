@@ -29,7 +29,8 @@ class KeypointProtocol:
         boxes: Whose boxes place the people, for example ``"ground truth"`` or
             ``"detector (dets.json)"``.
         flip_test: Whether the prediction is the mean over the picture and its mirror image.
-        include_background: Whether the background takes part in the softmax of the read-out.
+        include_background: Whether the background takes part in the softmax of the read-out; None
+            where joints are read out without one.
         joint_score_above: A person's score is the mean of its joint scores strictly above this,
             times the score of its box; None where people have no score.
         oks_nms_above: Of two people in an image whose OKS is strictly above this the better one
@@ -43,7 +44,7 @@ class KeypointProtocol:
     unit: str = ""
     boxes: str = GROUND_TRUTH_BOXES
     flip_test: bool = True
-    include_background: bool = False
+    include_background: bool | None = False
     joint_score_above: float | None = None
     oks_nms_above: float | None = None
     rules: tuple[str, ...] = ()
@@ -51,7 +52,9 @@ class KeypointProtocol:
     def conditions(self) -> tuple[str, ...]:
         """One line for each thing that decides the number."""
         background = "left out of the softmax"
-        if self.include_background:
+        if self.include_background is None:
+            background = "takes no part, joints are read out by their logits without a softmax"
+        elif self.include_background:
             background = "part of the softmax, NOT as published"
         lines = [
             f"boxes: {self.boxes}",

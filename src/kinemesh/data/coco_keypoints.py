@@ -4,6 +4,8 @@
 ones, or those of a detector's file, with which published scores are computed.
 """
 
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +84,11 @@ class CocoFile:
                 "person_keypoints_*.json of COCO."
             )
         rows = [self._image_row(row, number) for number, row in enumerate(content["images"])]
+        self._check_images(rows)
         folder = Path(images) if images is not None else self._find_images(rows)
         self.labelled = "annotations" in content
         grouped = self._group(content.get("annotations", []), {row["id"] for row in rows})
+        self._check_people(content.get("annotations", []))
         self.images = tuple(
             CocoImage(
                 row["id"],
@@ -109,6 +113,25 @@ class CocoFile:
                     f"found {str(row)[:80]}."
                 )
         return dict(row)
+
+    def _check_images(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """People of an image that is listed twice would count twice."""
+        often, count = Counter(row["id"] for row in rows).most_common(1)[0] if rows else (0, 0)
+        if count > 1:
+            raise InputError(
+                f"'{self.path}': expected an id of its own for each image, found {often} "
+                f"{count} times. Drop the repeated rows of 'images'."
+            )
+
+    def _check_people(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """People under another number would be taken for no people at all."""
+        found = {row.get("category_id", PERSON) for row in rows}
+        if found and PERSON not in found:
+            raise InputError(
+                f"'{self.path}': expected annotations with category_id {PERSON} (person), found "
+                f"{', '.join(sorted(map(str, found)))} alone. Give people category_id {PERSON}, "
+                "as COCO does."
+            )
 
     def _group(
         self, rows: Sequence[Any], images: set[int]
@@ -173,7 +196,8 @@ class CocoKeypoints(KeypointDataset):
     out, and boxes are cut to the image. A joint counts as visible where it is labelled, even if
     hidden. Detected people keep their box as it is and have no joints: ``target`` holds a filler
     under ``weight`` 1. Detections in images that the annotation file does not list are left out, so
-    that a part of a split can be scored.
+    that a part of a split can be scored. Boxes of no width and height, labelled or detected, are
+    left out with a warning.
 
     Args:
         annotations: The JSON file, or the folder of the data set.
@@ -225,9 +249,13 @@ def labelled_people(
             continue
         where = file.where(number)
         if not isinstance(row.get("area"), int | float):
-            raise InputError(f"{where}: expected a number as 'area', found {row.get('area')!r}.")
+            raise InputError(
+                f"{where}: expected a number as 'area', found {row.get('area')!r}. Take a COCO "
+                f"person_keypoints file, whose people have an area and {_JOINTS} keypoints."
+            )
         box = clean_box(read_box(row, where), image.width, image.height)
-        if box is not None and row["area"] > 0:
+        # a side of 0 pixels is made up for by the other one, but not two
+        if box is not None and row["area"] > 0 and box[2:].max() > 0:
             yield number, row, box
 
 
@@ -240,7 +268,30 @@ def read_keypoints(row: Mapping[str, Any], where: str) -> NDArray[np.float64]:
     return read_numbers(row, "keypoints", (3 * _JOINTS,), where).reshape(_JOINTS, 3)
 
 
+def _warn_of_empty(where: Sequence[str]) -> None:
+    """Say which boxes were left out because there is no crop around them."""
+    if where:
+        warnings.warn(
+            f"{len(where)} box{'es' if len(where) > 1 else ''} of no width and height left out, "
+            f"first {where[0]}.",
+            stacklevel=2,
+        )
+
+
+def _empty_boxes(file: CocoFile) -> list[str]:
+    """Labelled people, no crowd, that are left out because their box has no extent."""
+    return [
+        file.where(number)
+        for image in file.images
+        for number, row in image.annotations
+        if row.get("category_id", PERSON) == PERSON
+        and not row.get("iscrowd", 0)
+        and max(read_box(row, file.where(number))[2:]) <= 1  # cleaning takes a pixel
+    ]
+
+
 def _labelled(file: CocoFile, aspect: float) -> Iterator[KeypointRecord]:
+    _warn_of_empty(_empty_boxes(file))
     for image in file.images:
         for number, row, box in labelled_people(file, image):
             where = file.where(number)
@@ -256,6 +307,7 @@ def _labelled(file: CocoFile, aspect: float) -> Iterator[KeypointRecord]:
                 image.id,
                 int(row.get("id", number)),
                 where,
+                (image.width, image.height),
             )
 
 
@@ -264,13 +316,22 @@ def _detected(
 ) -> Iterator[KeypointRecord]:
     images = {image.id: image for image in file.images}
     found = read_detections(path, least_score)
+    if not found:
+        raise InputError(
+            f"'{path}': expected boxes of people, found none"
+            f"{f' with a score of at least {least_score}' if least_score > 0 else ''}. Name the "
+            "file of a detector that found somebody."
+        )
     known = [box for box in found if box.image_id in images]
-    if found and not known:
+    if not known:
         raise InputError(
             f"'{path}': none of its {len(found)} people is in an image of '{file.path}'. Use the "
             "detections of this split."
         )
+    _warn_of_empty([f"'{path}', row {box.row}" for box in known if max(box.box[2:]) <= 0])
     for box in known:
+        if max(box.box[2:]) <= 0:
+            continue
         image = images[box.image_id]
         yield KeypointRecord(
             image.path,
@@ -281,4 +342,5 @@ def _detected(
             image.id,
             box.row,
             f"'{path}', row {box.row}",
+            (image.width, image.height),
         )

@@ -81,6 +81,7 @@ class KeypointRecord:
         image_id: COCO's id, or a number of the image.
         annotation_id: COCO's id, or the row.
         where: File and row, for messages.
+        size: Width and height of the image, where the file says them.
     """
 
     picture: Path
@@ -91,6 +92,7 @@ class KeypointRecord:
     image_id: int
     annotation_id: int
     where: str
+    size: Size | None = None
 
 
 class KeypointDataset(Dataset[KeypointSample]):
@@ -131,7 +133,7 @@ class KeypointDataset(Dataset[KeypointSample]):
         """Sample ``index``, varied in training.
 
         Raises:
-            InputError: Its picture is missing or damaged.
+            InputError: Its picture is missing or damaged, or not as large as the file says.
         """
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is outside a data set of {len(self)} samples")
@@ -147,6 +149,14 @@ class KeypointDataset(Dataset[KeypointSample]):
         """Sample ``index`` under a variation of your own."""
         record = self.records[index]
         picture = read_picture(record.picture, self.options.order, record.where)
+        found = picture.shape[1::-1]
+        if record.size not in (None, found):
+            expected = " x ".join(map(str, record.size))
+            raise InputError(
+                f"{record.where}: expected an image of {expected} px, as its file says, found "
+                f"{found[0]} x {found[1]} in '{record.picture}'. The labels belong to another "
+                "size of this picture: take the pictures that were labelled."
+            )
         return make_keypoint_sample(record, picture, self.skeleton, self.options, variation)
 
 

@@ -100,6 +100,8 @@ def labels_from(content: Any, source: str) -> CocoLabels:
     ids = {image.get("id") for image in content["images"]}
     if not all(isinstance(one, int) for one in ids):
         raise InputError(f"{where}: expected a whole number as id of each image.")
+    if len(ids) != len(content["images"]):
+        raise InputError(f"{where}: expected an id of its own for each image, found repeats.")
     people = [
         _checked_person(row, one, ids, where)
         for row, one in enumerate(content["annotations"])
@@ -226,7 +228,7 @@ def _check_any(rows: Sequence[Any]) -> None:
     if not rows:
         raise InputError(
             "There is no predicted person to score: the list of results is empty. Check the data "
-            "set, the count and the limit for the scores of boxes."
+            "set, the number of images (--count) and the boxes."
         )
 
 

@@ -110,7 +110,8 @@ class KeypointEvaluation:
 
 def is_keypoint_dataset(dataset: str) -> bool:
     """Whether a data set is one that `evaluate_keypoints` takes."""
-    return dataset.startswith((COCO, MPII)) or dataset in SYNTHETIC
+    # a forgotten colon is better answered here than by other evaluations
+    return dataset.startswith((COCO, MPII)) or dataset in (COCO[:-1], MPII[:-1], *SYNTHETIC)
 
 
 def evaluate_keypoints(
@@ -145,7 +146,7 @@ def evaluate_keypoints(
             f"A model of 2D keypoints is scored on {' or '.join(KEYPOINT_DATASETS)}, found "
             f"{dataset!r}."
         )
-    if dataset in (COCO, MPII):
+    if f"{dataset.removesuffix(':')}:" in (COCO, MPII):
         raise InputError(
             f"'{dataset}' names no data: expected {' or '.join(KEYPOINT_DATASETS[:2])}."
         )
@@ -237,13 +238,20 @@ def _on_coco(run: _Run, place: str, model: str) -> KeypointResult:
     boxes: str | Path = GROUND_TRUTH if options.boxes is None else options.boxes
     samples = CocoKeypoints(place, options.images, boxes=boxes, options=run.crops(), split=split)
     _check_split(samples.file.path, options.split)
-    labels = _coco_labels(samples.file, options)
+    labels = _coco_labels(run, samples.file)
     if labels is None and options.boxes is None:
         raise InputError(
             f"'{samples.file.path}' is a test split, whose people have no boxes. Give a "
             "detector's with --boxes FILE.json."
         )
     chosen = [image.id for image in samples.file.images][: options.count]
+    people_chosen = _of_images(samples, chosen)
+    if not len(people_chosen):
+        raise InputError(
+            f"'{samples.file.path if options.boxes is None else options.boxes}': expected people "
+            f"in the first {len(chosen)} images, found none that could be scored (no crowd, with a "
+            "box and a labelled joint). Check the file, and --count if you gave it."
+        )
     described = GROUND_TRUTH_BOXES if options.boxes is None else f"detector ({options.boxes.name})"
     protocol = replace(
         COCO_KEYPOINTS,
@@ -251,19 +259,24 @@ def _on_coco(run: _Run, place: str, model: str) -> KeypointResult:
         flip_test=options.flip_test,
         include_background=options.include_background,
     )
-    people = run.people(_of_images(samples, chosen))
+    people = run.people(people_chosen)
     return _coco_result(run, model, samples.file, labels, people, protocol, chosen)
 
 
-def _coco_labels(file: CocoFile, options: KeypointEvaluation) -> CocoLabels | None:
+def _coco_labels(run: _Run, file: CocoFile) -> CocoLabels | None:
     """What people are compared with, or None for a test split; read before hours of work."""
     if file.labelled:
         require("faster_coco_eval", "eval")
         return read_labels(file.path)
-    if options.results is None:
+    if run.options.results is None:
         raise InputError(
             f"'{file.path}' has no annotations, as a test split: nothing can be scored. Give "
             "--results FILE.json to write the file for COCO's server."
+        )
+    if run.listener is not None:
+        raise InputError(
+            f"--report: '{file.path}' has no annotations, as a test split: there are no scores to "
+            "report. Leave --report out."
         )
     return None
 
@@ -313,13 +326,14 @@ def _on_coco_scenes(run: _Run, place: str, split: str | None, model: str) -> Key
     view = SceneOptions(shortest=shortest, longest=longest, order=run.record["color_order"])
     samples = CocoScenes(place, options.images, options=view, split=split)
     _check_split(samples.file.path, options.split)
-    labels = _coco_labels(samples.file, options)
+    labels = _coco_labels(run, samples.file)
     rows = list(range(len(samples)))[: options.count]
     chosen = [samples.scenes[row][0].id for row in rows]
     protocol = replace(
         COCO_KEYPOINTS,
         boxes="none: the network sees whole images and finds the people",
         flip_test=False,
+        include_background=None,
     )
     people = run.scenes(Subset(samples, rows))
     return _coco_result(run, model, samples.file, labels, people, protocol, chosen)
@@ -411,7 +425,7 @@ def _check_split(path: Path, split: str | None) -> None:
         )
 
 
-def _of_images(samples: KeypointDataset, images: Sequence[int]) -> Dataset[Any]:
+def _of_images(samples: KeypointDataset, images: Sequence[int]) -> Subset[Any]:
     """The people of some images."""
     wanted = set(images)
     rows = [row for row, record in enumerate(samples.records) if record.image_id in wanted]

@@ -46,6 +46,10 @@ _LEFT_OUT = ("pelvis", "thorax")
 THRESHOLDS = {"PCKh@0.5": 0.5, "PCKh@0.11": 0.11, "PCKh@0.1": 0.1}
 PUBLISHED_AS = "PCKh@0.11 is what published tables call Mean@0.1"
 _ADVICE = "Give gt_valid.mat, or a list in the form of HRNet's valid.json with head boxes."
+_WITHOUT_HEADS = (
+    "kinemesh eval takes it with --labels, or measures heads from top to neck with --head-size "
+    "segment; kinemesh train takes it with --validation-labels, or does without: --protocol own."
+)
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,8 @@ def _column(people: list[Any], key: str, shape: tuple[int, ...], path: Path) -> 
     for number, person in enumerate(people):
         where = f"'{path}', person {number}"
         if not isinstance(person, dict) or key not in person:
-            raise InputError(f"{where}: expected an object with '{key}'. {_ADVICE}")
+            heads = f" {_WITHOUT_HEADS}" if key == "head_box" else ""
+            raise InputError(f"{where}: expected an object with '{key}'. {_ADVICE}{heads}")
         rows.append(read_numbers(person, key, shape, where))
     return np.stack(rows)
 

@@ -40,6 +40,7 @@ from kinemesh.optional import require
 from kinemesh.rendering.overlay import draw_skeleton
 from kinemesh.skeletons import COCO17, MPII16, Skeleton
 from kinemesh.training.config import OptimConfig, Recipe
+from kinemesh.training.prtr_checks import check_queries, validation_notes
 from kinemesh.training.prtr_networks import (
     KEPT_IN_MEMORY,
     KeptSamples,
@@ -63,6 +64,8 @@ from kinemesh.training.schedules import steps_per_epoch
 Batch = Mapping[str, Tensor]
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 SYNTHETIC_PEOPLE = "synthetic-people"
+HRNET_STRIDE = 32
+"""Sides of HRNet's images are multiples of it, in pixels."""
 _FORMS = f"coco:FOLDER, mpii:FOLDER or {SYNTHETIC_PEOPLE}"
 
 
@@ -146,6 +149,12 @@ class PrtrRecipe(Recipe):
                 f"--data: '{self.data}' has {len(self.skeleton)} joints, but the network of this "
                 f"recipe has {self.network.joints}. Choose a recipe for this data."
             )
+        check_queries("--network.queries", self.network.queries, self.network.joints)
+        if self.backbone.name == "hrnet" and any(side % HRNET_STRIDE for side in self.size):
+            raise InputError(
+                f"--size: expected sides that are multiples of {HRNET_STRIDE} px, as HRNet needs "
+                f"them, found {self.size[0]} x {self.size[1]}."
+            )
         if self.measures_published:
             self._check_protocol()
 
@@ -206,6 +215,7 @@ class PrtrRecipe(Recipe):
             notes.append("finished crops are mirrored, and neither scaled nor turned")
         if self.init is None:
             notes.append("starts from random weights, published from ImageNet's")
+        notes += validation_notes(self.data, self.validation_data)
         if not self.measures_published:
             notes.append("weights not chosen by the published score")
         if self.steps not in {0, schedule.epochs * schedule.steps_per_epoch}:

@@ -42,6 +42,7 @@ from kinemesh.models.registry import save_model
 from kinemesh.rendering.overlay import draw_skeleton
 from kinemesh.skeletons import COCO17
 from kinemesh.training.config import OptimConfig, Recipe
+from kinemesh.training.prtr_checks import check_queries, validation_notes
 from kinemesh.training.prtr_networks import (
     KEPT_IN_MEMORY,
     KeptSamples,
@@ -137,12 +138,14 @@ class SequentialRecipe(Recipe):
             )
         if self.init is not None and not self.init.is_file():
             raise InputError(f"--init: there is no file '{self.init}'. Check the path.")
+        check_queries("--network.keypoint-queries", self.network.keypoint_queries, len(COCO17))
         count = len(self.open_training())  # type: ignore[arg-type]
         return in_epochs(self, count, processes)
 
     def departures(self, processes: int) -> list[str]:
         """No run was published."""
-        return ["the sequential network was published without a training; this one is our own"]
+        own = "the sequential network was published without a training; this one is our own"
+        return [own, *validation_notes(self.data, self.validation_data)]
 
     def open_training(self) -> Dataset[SceneSample]:
         """Open the training data."""
