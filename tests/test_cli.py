@@ -695,6 +695,21 @@ class TestDoctor:
         assert is_healthy([checks["webdataset"]])
 
 
+def test_the_package_runs_as_a_module() -> None:
+    """As ``accelerate launch -m kinemesh`` and ``torchrun -m kinemesh`` start it."""
+    for word, code in (("--version", 0), ("nosuch", 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "kinemesh", word],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == code
+        said = done.stderr if code else done.stdout
+        assert ("no command 'kinemesh nosuch'" if code else kinemesh.__version__) in said
+
+
 def test_import_is_light() -> None:
     code = (
         "import sys, kinemesh, kinemesh.cli;"

@@ -70,6 +70,7 @@ def evaluate(
     include_background: bool = False,
     offset: bool = False,
     hold_out_every: Annotated[int | None, shown_as("NUMBER")] = None,
+    portrait: bool = False,
 ) -> int:
     """Score a model on held-out samples.
 
@@ -108,6 +109,7 @@ def evaluate(
         offset: ego-exo4d: a submission is about the wrist; add the labelled one to it.
         hold_out_every: imagenet: of a folder without train and val, score every n-th image of each
             class.
+        portrait: ego-exo4d: upright pictures and their labels.
     """
     from kinemesh.evaluation import TTA_SETTINGS, EvaluationOptions
     from kinemesh.evaluation.by_name import evaluate_model, evaluate_submission
@@ -155,6 +157,7 @@ def evaluate(
             results=results,
             include_background=include_background,
             offset=offset,
+            portrait=portrait,
         )
         classes = ClassificationEvaluation(hold_out_every, count, batch_size, workers)
         with _progress() as progress:
@@ -178,12 +181,18 @@ def evaluate(
             results=results,
             include_background=include_background,
             offset=offset,
-            report=report,
+            portrait=portrait,
         )
         bodies = HybrikEvaluation(flip, count, batch_size, workers)
         with _progress() as progress:
             result = evaluate_hybrik(
-                model, dataset, bodies, assets=assets, device=place, progress=progress
+                model,
+                dataset,
+                bodies,
+                assets=assets,
+                device=place,
+                progress=progress,
+                listener=page.summary,
             )
         return _finish(result, page, model, dataset, submission, out)
     if evaluates_hands(model, dataset):
@@ -200,13 +209,17 @@ def evaluate(
             head_size=head_size != "box",
             include_background=include_background,
         )
-        hands = HandEvaluation(split, images, count, results, offset, batch_size, workers)
+        if model.lower().endswith(".json"):
+            _refuse_options("for a finished submission, which holds no pictures", report=report)
+        hands = HandEvaluation(split, images, count, results, offset, batch_size, workers, portrait)
         with _progress() as progress:
             result = evaluate_hand_pose(
                 model, dataset, hands, device=place, progress=progress, listener=page.summary
             )
         return _finish(result, page, model, dataset, submission, out)
-    _refuse_options(f"on {dataset}, which has no hand joints of Ego-Exo4D", offset=offset)
+    _refuse_options(
+        f"on {dataset}, which has no hand joints of Ego-Exo4D", offset=offset, portrait=portrait
+    )
     if is_keypoint_dataset(dataset):
         _refuse_options(
             f"on {dataset}, which holds 2D keypoints",

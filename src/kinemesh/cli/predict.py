@@ -40,6 +40,7 @@ Side = Annotated[
 ]
 Score = Annotated[float | None, shown_as("0..1")]
 Pixels = Annotated[float | None, shown_as("PIXELS")]
+JointNames = Annotated[str | None, shown_as("NAME,...")]
 Formats = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{'|'.join(ALL_FORMATS)}...")]
 
 _HELP = """Find people or hands in photos; write pictures, meshes and numbers.
@@ -55,6 +56,8 @@ Examples:
       photos in sub-folders, with boxes by file name
   kinemesh predict photo.jpg --model metro_3dpw.safetensors --assets smpl/
       an official checkpoint, made ours by: kinemesh convert
+  kinemesh predict photo.jpg --explain --explain-joints right_wrist,left_knee
+      also a picture of what the network looked at
   kinemesh predict hand.jpg --task hand --model runs/potter-hand/best/weights.safetensors
       21 joints of a hand: on the photo, and in 3D from three sides
   kinemesh predict street.jpg --task pose2d --model prtr.safetensors --boxes boxes.json
@@ -82,6 +85,8 @@ def predict(
     flip_test: bool = False,
     min_score: Score = None,
     include_background: bool = False,
+    explain: bool = False,
+    explain_joints: JointNames = None,
 ) -> int:
     """Find people or hands in photos.
 
@@ -102,8 +107,11 @@ def predict(
         min_score: For pose2d without boxes: least score of a person, 0.5 if left out.
         include_background: For pose2d with boxes: let the background take part in the softmax of
             the read-out, which published scores do not.
+        explain: Also write a picture of what the network looked at, a row for each person.
+        explain_joints: Joints whose attention --explain shows, with commas between; unknown names
+            are answered with all of them.
     """
-    from kinemesh.formats.names import check_run
+    from kinemesh.formats.names import FileKind, check_run
     from kinemesh.inference.boxes import read_boxes
     from kinemesh.inference.hand_joints import HandJointPredictor
     from kinemesh.inference.images import find_images, load_image, skipped_pictures
@@ -118,7 +126,9 @@ def predict(
     if focal_px is not None:
         check_focal_px(focal_px)
     check_folder(out)
-    check_run(paths, output_stems(paths), out, formats, _SUFFIXES[overlay], boxes)
+    wanted_joints = _wanted_joints(explain, explain_joints)
+    kinds: tuple[FileKind, ...] = (*formats, "explain") if explain else formats
+    check_run(paths, output_stems(paths), out, kinds, _SUFFIXES[overlay], boxes)
     output = console(stderr=True)
     if task == "pose2d" and model is None:
         raise InputError(
@@ -129,8 +139,9 @@ def predict(
     _check_task(predictor.task, task, side)
     if isinstance(predictor, kinemesh.Predictor | HandJointPredictor):
         _check_mesh_options(flip_test, min_score, include_background)
-        find = _mesh_finder(predictor, side, focal_px)
+        find = _mesh_finder(predictor, side, focal_px, wanted_joints)
     else:
+        _refuse_to_explain(wanted_joints)
         find = _keypoint_finder(
             predictor, boxes is not None, focal_px, flip_test, min_score, include_background
         )
@@ -191,14 +202,25 @@ def _mesh_finder(
     predictor: "Predictor | HandJointPredictor",
     side: Literal["left", "right", "auto"] | None,
     focal_px: float | None,
+    explain: bool | tuple[str, ...],
 ) -> "Find":
     """What finds people with a model of bodies or hands, once its options are checked."""
     _check_side(predictor.tells_sides, side)
+    if isinstance(predictor, kinemesh.Predictor):
+        explained = predictor
+        explained.check_explain(explain)
 
-    def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
-        return predictor.predict(photo, wanted, side or "right", focal_px)
+        def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
+            return explained.predict(photo, wanted, side or "right", focal_px, explain)
 
-    return find
+        return find
+    _refuse_to_explain(explain)
+    hands = predictor
+
+    def find_hands(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
+        return hands.predict(photo, wanted, side or "right", focal_px)
+
+    return find_hands
 
 
 def _keypoint_finder(
@@ -226,6 +248,22 @@ def _keypoint_finder(
         )
 
     return find
+
+
+def _wanted_joints(explain: bool, names: str | None) -> bool | tuple[str, ...]:
+    """What `Predictor.predict` calls ``explain``."""
+    if names is None:
+        return explain
+    if not explain:
+        raise InputError("--explain-joints says what --explain shows. Add --explain.")
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def _refuse_to_explain(explain: bool | tuple[str, ...]) -> None:
+    from kinemesh.inference.explanation import CANNOT_EXPLAIN
+
+    if explain is not False:
+        raise InputError(f"--explain: {CANNOT_EXPLAIN}")
 
 
 def _check_side(tells_sides: bool, side: str | None) -> None:

@@ -51,6 +51,12 @@ def read_detections(path: str | Path, least_score: float = 0.0) -> list[Detected
             "of a detector's results, not of annotations."
         )
     found = [_read_row(row, f"'{path}', row {number}", number) for number, row in enumerate(rows)]
+    if rows and not any(found):
+        others = ", ".join(sorted({str(row["category_id"]) for row in rows}))
+        raise InputError(
+            f"'{path}': expected detections with category_id {PERSON} (person), found {others} "
+            f"alone. Give people category_id {PERSON}, as COCO does."
+        )
     return [box for box in found if box is not None and box.score >= least_score]
 
 

@@ -29,6 +29,7 @@ from kinemesh.evaluation.mesh import (
 from kinemesh.evaluation.samples import SampleListener
 from kinemesh.evaluation.sides import LabelSide, NetworkSide
 from kinemesh.evaluation.synthetic import ARCHITECTURE, Evaluation, evaluate
+from kinemesh.models.potter_body import ARCHITECTURE as POTTER_MESH
 from kinemesh.models.registry import load_model
 from kinemesh.protocols import Points, Protocol, get_protocol
 from kinemesh.skeletons import Skeleton, root_position
@@ -76,6 +77,7 @@ def evaluate_model(
     if dataset in SYNTHETIC and options.count is None:
         options = replace(options, count=SYNTHETIC_COUNT)
     network, topology, metadata = load_model(model, assets)
+    _refuse_potter(str(model), metadata, dataset)
     plain = protocol is None and submission is None and not options.tta
     plain = plain and options.averaging == "samples"
     if plain and dataset in SYNTHETIC and metadata["architecture"] == ARCHITECTURE:
@@ -127,6 +129,15 @@ def evaluate_submission(
 
 def _default_protocol(topology: Topology) -> str:
     return "freihand" if topology.name == "mano" else "own"
+
+
+def _refuse_potter(model: str, metadata: dict[str, Any], dataset: str) -> None:
+    if metadata["architecture"] == POTTER_MESH:
+        raise InputError(
+            f"{model} is a mesh network of POTTER, which has protocols of its own and no score on "
+            f"{dataset}. Score it on synthetic-hybrik, h36m-hybrik:FOLDER, "
+            "3dpw-hybrik:FOLDER or 3dhp-hybrik:FOLDER."
+        )
 
 
 def _check_task(

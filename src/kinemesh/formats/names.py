@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 from kinemesh.errors import InputError
 from kinemesh.formats import SaveFormat
@@ -13,14 +14,18 @@ _HEAD_BYTES = 65536
 _OURS = re.compile(rb'"format"\s*:\s*"kinemesh\.people"')
 
 
+FileKind = SaveFormat | Literal["explain"]
+"""What a result file holds: a format that can be chosen, or the picture that explains it."""
+
+
 def result_names(
-    stem: str, formats: Iterable[SaveFormat], overlay_suffix: str = ".png"
-) -> dict[SaveFormat, str]:
-    """File name of each format: ``<stem>_overlay.png``, ``<stem>.glb`` and so on."""
-    pictures = ("overlay", "views")
+    stem: str, kinds: Iterable[FileKind], overlay_suffix: str = ".png"
+) -> dict[FileKind, str]:
+    """File name of each kind: ``<stem>_overlay.png``, ``<stem>.glb`` and so on."""
+    pictures = ("overlay", "views", "explain")
     return {
         name: f"{stem}_{name}{overlay_suffix}" if name in pictures else f"{stem}.{name}"
-        for name in formats
+        for name in kinds
     }
 
 
@@ -28,7 +33,7 @@ def check_run(
     photos: Sequence[Path],
     stems: Sequence[str],
     folder: Path,
-    formats: Sequence[SaveFormat],
+    kinds: Sequence[FileKind],
     overlay_suffix: str,
     boxes: str | None,
 ) -> None:
@@ -38,14 +43,14 @@ def check_run(
         photos: The photos.
         stems: Starts of the names of their results.
         folder: Folder for the results.
-        formats: Files to write for each photo.
+        kinds: Files to write for each photo.
         overlay_suffix: ".png" or ".jpg".
         boxes: Value of ``--boxes``, None if it was left out.
 
     Raises:
         InputError: A result would replace something else than a result.
     """
-    names = [result_names(stem, formats, overlay_suffix) for stem in stems]
+    names = [result_names(stem, kinds, overlay_suffix) for stem in stems]
     targets = [folder / name for of_photo in names for name in of_photo.values()]
     boxes_file = Path(boxes.strip()) if boxes is not None and is_boxes_file(boxes) else None
     check_targets(targets, photos, boxes_file)

@@ -18,8 +18,9 @@ from kinemesh.formats import (
     check_folder,
     possible_formats,
 )
+from kinemesh.formats.explanation_picture import encode_explanations
 from kinemesh.formats.glb import encode_glb
-from kinemesh.formats.names import check_targets, result_names
+from kinemesh.formats.names import FileKind, check_targets, result_names
 from kinemesh.formats.obj import encode_obj
 from kinemesh.formats.people_json import encode_people
 from kinemesh.formats.people_npz import encode_people_npz
@@ -47,7 +48,8 @@ def save(
     The files are ``<stem>_overlay.png``, ``<stem>.glb``, ``<stem>.obj``, ``<stem>.json`` and
     ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ; nor are there for people
     of a network without a mesh, whose overlay shows the joints instead. Their 3D joints are drawn
-    in ``<stem>_views.png``.
+    in ``<stem>_views.png``. Where people have an ``explanation`` it is drawn in
+    ``<stem>_explain.png``, whatever formats are chosen.
 
     Args:
         people: What `Predictor.predict` returned for the photo.
@@ -55,7 +57,7 @@ def save(
         out_dir: Folder; made if it is not there.
         stem: Start of the file names; None takes the photo's name, or "people" for an array.
         formats: Which files to write.
-        overlay_suffix: ".png" or ".jpg", of both pictures.
+        overlay_suffix: ".png" or ".jpg", of all pictures.
         skeleton: Whether the overlay also shows the joints found in the image.
 
     Returns:
@@ -72,7 +74,10 @@ def save(
         stem = photo.path.stem if photo.path is not None else "people"
     folder = Path(out_dir)
     check_folder(folder)
-    names = result_names(stem, _wanted(formats, people), overlay_suffix)
+    kinds: list[FileKind] = [*_wanted(formats, people)]
+    if any(person.explanation is not None for person in people):
+        kinds.append("explain")
+    names = result_names(stem, kinds, overlay_suffix)
     targets = {name: folder / file_name for name, file_name in names.items()}
     check_targets(list(targets.values()), [] if photo.path is None else [photo.path], None)
     files: dict[Path, bytes] = {}
@@ -82,6 +87,8 @@ def save(
             files[target] = picture
         elif name == "views":
             files[target] = encode_views(people, overlay_suffix)
+        elif name == "explain":
+            files[target] = encode_explanations(photo.pixels, people, overlay_suffix)
         else:
             files[target] = _encode(name, people, photo)
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,26 +13,30 @@ from torch import Tensor, nn
 from kinemesh.bodies.topology import Topology, regress
 from kinemesh.geometry.cameras import WeakPerspective
 from kinemesh.inference.crop_rule import PUBLISHED_RULES, WEAK_PERSPECTIVE_SIDES, CropRule
+from kinemesh.models.attention_maps import Evidence, joint_attention
 from kinemesh.models.imagenet import normalise_imagenet
+from kinemesh.models.point_sampling import mean_places
 
 ARCHITECTURES = ("metro", "graphormer", "graphormer-pose", "point-hmr")
 """Values of a weight file's ``architecture`` that `MeshNetwork` takes."""
 
 
 class CropOutput(NamedTuple):
-    """What the predictor asks of a network (`kinemesh.inference.predictor.NetworkOutput`).
+    """What the predictor asks of a network (`kinemesh.inference.crop_prediction.NetworkOutput`).
 
     Attributes:
         joints: (B, J, 3) metres, root frame.
         vertices: (B, V, 3) metres, root frame; V is 0 where the network has no mesh.
         joints_2d: (B, J, 2) crop pixels, 0 to S.
         confidence: (B, J), all ones.
+        evidence: What the network looked at, if it was asked.
     """
 
     joints: Tensor
     vertices: Tensor
     joints_2d: Tensor
     confidence: Tensor
+    evidence: Evidence | None = None
 
 
 class MeshNetwork(nn.Module):
@@ -68,15 +72,15 @@ class MeshNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
-        self.has_mesh = has_mesh
+        self.has_mesh = self.explains = has_mesh
         self.normalise = normalise
         self.register_buffer("regressor_index", topology.regressor_index, persistent=False)
         self.register_buffer("regressor_weight", topology.regressor_weight, persistent=False)
 
-    def forward(self, image_B3SS: Tensor) -> CropOutput:
-        """Recover people in (B, 3, S, S) crops of sRGB in 0..1."""
+    def forward(self, image_B3SS: Tensor, explain: bool = False) -> CropOutput:
+        """Recover people in (B, 3, S, S) crops of sRGB in 0..1, and say what was looked at."""
         pixels = normalise_imagenet(image_B3SS) if self.normalise else image_B3SS
-        output = self.network(pixels)
+        output = self.network(pixels, return_attention=True) if explain else self.network(pixels)
         if self.has_mesh:
             vertices_BV3 = output.vertices[-1]
             joints_BJ3 = regress(vertices_BV3, self.regressor_index, self.regressor_weight)
@@ -89,7 +93,17 @@ class MeshNetwork(nn.Module):
             vertices_BV3,
             camera.project_px(joints_BJ3, image_B3SS.shape[-1]),
             torch.ones_like(joints_BJ3[..., 0]),
+            self._evidence(output) if explain else None,
         )
+
+    def _evidence(self, output: Any) -> Evidence:
+        """What the joint tokens attended to; PointHMR also has heat maps, and grid tokens first."""
+        first: int = getattr(self.network, "joint_tokens", slice(0, None)).start
+        second = first + output.joints.shape[1]
+        vertices = slice(second, second + output.vertices[0].shape[1])
+        attention_BJN = joint_attention(output.attention[-1], slice(first, second), vertices)
+        heat_BNHW = getattr(output, "heat", None)
+        return Evidence(attention_BJN, None if heat_BNHW is None else mean_places(heat_BNHW))
 
 
 def adapt_network(

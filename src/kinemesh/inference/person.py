@@ -7,6 +7,7 @@ import numpy as np
 
 from kinemesh.errors import InputError
 from kinemesh.inference.boxes import Side
+from kinemesh.inference.explanation import Explanation
 
 LOW_SCORE = 0.05
 """Below this score there is probably nobody in the crop."""
@@ -62,6 +63,7 @@ class Person:
         side: "left" or "right" for a hand, None for a body.
         score: Score of the box where a detector gave one, else the mean joint confidence.
         camera: The camera of the photo, shared by all of its people.
+        explanation: What the network looked at, if it was asked; no file but the picture holds it.
     """
 
     vertices: np.ndarray
@@ -74,6 +76,7 @@ class Person:
     side: Side | None
     score: float
     camera: PhotoCamera
+    explanation: Explanation | None = None
 
     @property
     def has_mesh(self) -> bool:

@@ -4,14 +4,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kinemesh.bodies.topology import Topology
-from kinemesh.errors import InputError, KinemeshError
+from kinemesh.errors import InputError
 from kinemesh.geometry.cameras import PerspectiveCamera, default_focal_px, ray_rotation
 from kinemesh.geometry.crops import (
     Border,
@@ -22,7 +22,15 @@ from kinemesh.geometry.crops import (
     warp_crop,
 )
 from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, whole_image
+from kinemesh.inference.crop_prediction import CropPrediction, split_output
 from kinemesh.inference.crop_rule import CropRule
+from kinemesh.inference.explanation import (
+    CANNOT_EXPLAIN,
+    CropEvidence,
+    Explain,
+    explain_person,
+    explained_joints,
+)
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.mesh_networks import adapt_network
 from kinemesh.inference.person import Person, PhotoCamera, check_focal_px
@@ -33,59 +41,10 @@ if TYPE_CHECKING:
     from kinemesh.inference.keypoints import KeypointPredictor
 
 BATCH_SIZE = 16
+EXPLAINED_AT_ONCE = 4
+"""Crops in a batch where attention is kept: for PointHMR it takes 32 MB a crop."""
 PLAUSIBLE_FOCAL = (0.1, 100.0)
 """Shortest and longest focal length that is taken, over the diagonal of the image."""
-
-
-class NetworkOutput(Protocol):
-    """What a network returns for (B, 3, S, S) crops; the root frame has camera axes."""
-
-    @property
-    def joints(self) -> Tensor:
-        """(B, J, 3) metres, root frame."""
-
-    @property
-    def vertices(self) -> Tensor:
-        """(B, V, 3) metres, root frame, full mesh; V is 0 for a network without a mesh."""
-
-    @property
-    def joints_2d(self) -> Tensor:
-        """(B, J, 2) crop pixels, 0 to S."""
-
-    @property
-    def confidence(self) -> Tensor:
-        """(B, J) in 0..1."""
-
-
-@dataclass(frozen=True, eq=False)
-class CropPrediction:
-    """A network's answer to one crop of side S, as float64 arrays.
-
-    Attributes:
-        joints: (J, 3) metres, root frame.
-        vertices: (V, 3) metres, root frame.
-        joints_px: (J, 2) crop pixels.
-        confidence: (J,) in 0..1.
-        rightness: How much the crop looks like a right hand: the network's ``side_logits`` where
-            it has them, else the mean confidence. Only differences have a meaning.
-    """
-
-    joints: np.ndarray
-    vertices: np.ndarray
-    joints_px: np.ndarray
-    confidence: np.ndarray
-    rightness: float
-
-    def mirrored(self, size: int) -> "CropPrediction":
-        """The answer to the crop mirrored left to right; twice gives back the same.
-
-        Joint order stays, so this is meant for hands, which have no left and right joints.
-        """
-        flip = np.array([-1.0, 1.0, 1.0])
-        joints_px = np.stack([size - self.joints_px[:, 0], self.joints_px[:, 1]], axis=1)
-        return replace(
-            self, joints=self.joints * flip, vertices=self.vertices * flip, joints_px=joints_px
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +71,11 @@ class _Crops:
         """Longest side of a crop in photo pixels; 0 without crops."""
         return max(self.sides_px.tolist(), default=0.0)
 
+    def square(self, index: int) -> tuple[float, float, float]:
+        """Middle and side of one crop in photo pixels."""
+        x, y = self.centers_px[index].tolist()
+        return x, y, float(self.sides_px[index])
+
     def to_photo(self, index: int, points_px: np.ndarray) -> np.ndarray:
         """Pixels (N, 2) of one crop as photo pixels."""
         back = invert_affine(self.matrices[index].double())
@@ -124,8 +88,9 @@ class Predictor:
     Args:
         network: Module that takes (B, 3, S, S) float32 RGB in 0..1 and returns `NetworkOutput`. A
             hand network is one for right hands; left hands are mirrored before and after it. An
-            attribute ``has_mesh = False`` says that its output has no vertices, and ``tells_sides
-            = False`` that neither confidence nor side logits tell a right hand from a left one.
+            attribute ``has_mesh = False`` says that its output has no vertices, ``tells_sides
+            = False`` that neither confidence nor side logits tell a right hand from a left one, and
+            ``explains = True`` that with ``explain=True`` its output has ``evidence``.
         topology: The mesh that the network speaks about.
         metadata: Record of the weight file; ``resolution`` (S) is read, the rest is kept.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
@@ -166,6 +131,7 @@ class Predictor:
         boxes: str | Iterable[Box | Sequence[float] | Mapping[str, Any]] | None = None,
         side: Literal["left", "right", "auto"] = "right",
         focal_px: float | None = None,
+        explain: Explain = False,
     ) -> list[Person]:
         """Recover one person for each box, or for the whole image.
 
@@ -180,13 +146,17 @@ class Predictor:
                 diagonal of the image (a field of view of 53 degrees across the diagonal), or for a
                 network with a weak-perspective camera ``crop_rule.focal_sides`` sides of the
                 largest crop if that is longer.
+            explain: Also say what the network looked at (``Person.explanation``): True, or the
+                names of the joints whose attention is wanted.
 
         Returns:
             One person a box, in the order of the boxes, all in one camera frame.
 
         Raises:
-            InputError: The image, a box, the side or the focal length is not usable.
+            InputError: The image, a box, the side, the focal length or a joint is not usable, or
+                the network cannot be explained.
         """
+        joints = self.check_explain(explain)
         photo = as_photo(image)
         wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
         for box in wanted:
@@ -197,14 +167,43 @@ class Predictor:
         if not wanted:
             return []
         cuts = crops.cut(photo.pixels, rule.border)
-        answers = self._answers(cuts, [self._side_of(box, side) for box in wanted])
+        sides = [self._side_of(box, side) for box in wanted]
+        answers = self._answers(cuts, sides, bool(joints))
         turns = ray_rotation(crops.centers_px, _perspective(camera)).double().numpy()
-        return [
+        people = [
             self._person(
                 found, crops.to_photo(index, found[0].joints_px), turns[index], box, camera
             )
             for index, (found, box) in enumerate(zip(answers, wanted, strict=True))
         ]
+        squares = [crops.square(index) for index in range(len(people))]
+        return [
+            self._explained(person, answer.evidence, joints, square)
+            for person, (answer, _), square in zip(people, answers, squares, strict=True)
+        ]
+
+    def check_explain(self, explain: Explain) -> tuple[str, ...]:
+        """Names of the joints that ``explain`` asks for; none if nothing is to be explained.
+
+        Raises:
+            InputError: The network cannot be explained, or it has no such joint.
+        """
+        joints = explained_joints(explain, self.topology)
+        if joints and not getattr(self.network, "explains", False):
+            raise InputError(f"explain: {CANNOT_EXPLAIN}")
+        return joints
+
+    def _explained(
+        self,
+        person: Person,
+        evidence: CropEvidence | None,
+        joints: Sequence[str],
+        square: tuple[float, float, float],
+    ) -> Person:
+        if evidence is None:
+            return person
+        explanation = explain_person(person, evidence, joints, self.topology, square)
+        return replace(person, explanation=explanation)
 
     def _side_of(self, box: Box, side: str) -> str | None:
         if side not in ("left", "right", "auto"):
@@ -220,13 +219,13 @@ class Predictor:
         return wanted
 
     def _answers(
-        self, cuts: Sequence[np.ndarray], sides: Sequence[str | None]
+        self, cuts: Sequence[np.ndarray], sides: Sequence[str | None], explain: bool
     ) -> list[tuple[CropPrediction, Side | None]]:
         """Answers of the network to crops, un-mirrored, each with its side."""
         as_is = [index for index, side in enumerate(sides) if side != "left"]
         flipped = [index for index, side in enumerate(sides) if side in ("left", "auto")]
         batch = [cuts[index] for index in as_is] + [cuts[index][:, ::-1] for index in flipped]
-        answers = self.run_network(batch)
+        answers = self.run_network(batch, explain)
         right = dict(zip(as_is, answers[: len(as_is)], strict=True))
         left = {
             index: answer.mirrored(self.resolution)
@@ -238,18 +237,22 @@ class Predictor:
         ]
 
     @torch.inference_mode()
-    def run_network(self, cuts: Sequence[np.ndarray]) -> list[CropPrediction]:
-        """Run the network on (S, S, 3) uint8 crops, a few at a time.
+    def run_network(
+        self, cuts: Sequence[np.ndarray], explain: bool = False
+    ) -> list[CropPrediction]:
+        """Run the network on (S, S, 3) uint8 crops, a few at a time, and explain it if asked to.
 
         Raises:
             KinemeshError: The network returned numbers that are not finite.
         """
         answers: list[CropPrediction] = []
-        for start in range(0, len(cuts), BATCH_SIZE):
-            stacked = np.stack(cuts[start : start + BATCH_SIZE])
+        asked = {"explain": True} if explain else {}
+        size = EXPLAINED_AT_ONCE if explain else BATCH_SIZE
+        for start in range(0, len(cuts), size):
+            stacked = np.stack(cuts[start : start + size])
             pixels = torch.from_numpy(stacked).to(self.device)
-            output = self.network(pixels.permute(0, 3, 1, 2).float() / 255.0)
-            answers += _split(output)
+            output = self.network(pixels.permute(0, 3, 1, 2).float() / 255.0, **asked)
+            answers += split_output(output)
         return answers
 
     def _person(
@@ -303,6 +306,7 @@ def load(
     """
     # the registry imports every architecture, which a caller with a network of its own never needs
     from kinemesh.models.optimised import optimise  # noqa: PLC0415
+    from kinemesh.models.potter_body import PotterBody  # noqa: PLC0415
     from kinemesh.models.registry import (  # noqa: PLC0415
         is_hand_pose_model,
         load_hand_pose_model,
@@ -324,6 +328,11 @@ def load(
         return HandJointPredictor(*load_hand_pose_model(name), device)
     place = resolve_device(device)
     network, topology, metadata = load_model(name, None if assets is None else Path(assets))
+    if isinstance(network, PotterBody):
+        from kinemesh.inference.potter_bodies import adapt_potter  # noqa: PLC0415
+
+        body, body_rule = adapt_potter(network, topology)
+        return Predictor(body, topology, metadata, device, body_rule)
     if place.type == "cpu":  # the same outputs up to rounding, in less time
         network = optimise(network)
     adapted, crop_rule = adapt_network(network, topology, metadata)
@@ -391,21 +400,6 @@ def _check_plausible(focal_px: float, image_size: tuple[int, int]) -> None:
 def _perspective(camera: PhotoCamera) -> PerspectiveCamera:
     principal = torch.tensor(camera.principal_px)
     return PerspectiveCamera.with_square_pixels(camera.image_size, camera.focal_px, principal)
-
-
-def _split(output: NetworkOutput) -> list[CropPrediction]:
-    fields = [
-        value.double().cpu().numpy()
-        for value in (output.joints, output.vertices, output.joints_2d, output.confidence)
-    ]
-    if not all(np.isfinite(field).all() for field in fields):
-        raise KinemeshError(
-            "The network returned numbers that are not finite. The weight file is damaged or its "
-            "training diverged; check the shipped ones with: kinemesh doctor"
-        )
-    side_logits = getattr(output, "side_logits", None)
-    rightness = fields[3].mean(1) if side_logits is None else side_logits.double().cpu().numpy()
-    return [CropPrediction(*rows) for rows in zip(*fields, rightness, strict=True)]
 
 
 def _choose_side(

@@ -1,8 +1,11 @@
 """What one joint attends to: the picture of METRO (Lin, Wang and Liu, CVPR 2021, figure 5).
 
-Shape legend: B batch, A attention heads, T tokens.
+Shape legend: B batch, A attention heads, T tokens, J joints, N coarse vertices, P points.
 """
 
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from kinemesh.errors import InputError
@@ -41,3 +44,37 @@ def attention_vector(attention_BATT: Tensor, joint: int, skip: int) -> Tensor:
     low_B1 = shares_BT.amin(dim=1, keepdim=True)
     high_B1 = shares_BT.amax(dim=1, keepdim=True)
     return (shares_BT - low_B1) / (high_B1 - low_B1)
+
+
+class Evidence(NamedTuple):
+    """What a network looked at in a crop, said by the network itself.
+
+    Attributes:
+        attention: (B,J,N) how much each joint attends to each coarse vertex in the last layer, see
+            `joint_attention`.
+        sampled: (B,P,2) where image features were sampled, in signed crop coordinates, -1 to 1; a
+            point for each coarse vertex or for each joint. None where features have no place.
+    """
+
+    attention: Tensor
+    sampled: Tensor | None = None
+
+
+def joint_attention(attention_BATT: Tensor, joints: slice, vertices: slice) -> Tensor:
+    """`attention_vector` of all joints at once, with the tokens named instead of counted.
+
+    Args:
+        attention_BATT: (B,A,T,T) probabilities of one layer; rows are queries.
+        joints: Which tokens are the joints.
+        vertices: Which tokens are the coarse vertices.
+
+    Returns:
+        (B,J,N), for each joint from 0 (the vertex with the least) to 1 (with the most).
+    """
+    mean_BTT = attention_BATT.float().mean(dim=1)
+    shares_BTT = mean_BTT / mean_BTT.sum(dim=1, keepdim=True)
+    shares_BJN = shares_BTT[:, joints, vertices]
+    low_BJ1 = shares_BJN.amin(dim=2, keepdim=True)
+    span_BJ1 = shares_BJN.amax(dim=2, keepdim=True) - low_BJ1
+    # a joint that attends to all vertices alike would divide by zero
+    return (shares_BJN - low_BJ1) / span_BJ1.clamp(min=torch.finfo(torch.float32).tiny)

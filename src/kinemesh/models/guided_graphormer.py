@@ -22,6 +22,7 @@ from kinemesh.bodies.topology import Topology, regress
 from kinemesh.errors import InputError
 from kinemesh.geometry.crops import from_signed
 from kinemesh.geometry.heat_maps import peak_share, soft_argmax
+from kinemesh.models.attention_maps import Evidence, joint_attention
 from kinemesh.models.efficientnet_lite import FEATURE_CHANNELS, EfficientNetLite0, normalise
 from kinemesh.models.graphormer import GraphormerEncoder
 from kinemesh.models.limb_lengths import LimbLengths
@@ -98,6 +99,8 @@ class GuidedOutput(NamedTuple):
         inside_logits: (B, J) logit of the joint being inside the crop.
         side_logits: (B,) logit of the crop showing a right hand; meaningless for bodies.
         heat_map_logits: (B, J, h, w).
+        evidence: None, or what the mesh encoder's joints attended to and where the joints'
+            features were sampled.
     """
 
     joints: Tensor
@@ -109,6 +112,7 @@ class GuidedOutput(NamedTuple):
     inside_logits: Tensor
     side_logits: Tensor
     heat_map_logits: Tensor
+    evidence: Evidence | None = None
 
 
 class FeaturePyramid(nn.Module):
@@ -135,6 +139,9 @@ class FeaturePyramid(nn.Module):
 
 class GuidedGraphormer(nn.Module):
     """Crop in, joints and mesh out; see the module's docstring."""
+
+    explains = True
+    """`forward` can say what the network looked at."""
 
     template_J3: Tensor
     template_N3: Tensor
@@ -227,11 +234,12 @@ class GuidedGraphormer(nn.Module):
             module.eval()
         return self
 
-    def forward(self, image: Tensor) -> GuidedOutput:
+    def forward(self, image: Tensor, explain: bool = False) -> GuidedOutput:
         """Recover joints and mesh.
 
         Args:
             image: (B, 3, S, S) RGB in [0, 1].
+            explain: Also return the evidence.
         """
         S = image.shape[-1]
         maps = self.backbone.features(normalise(image))
@@ -242,7 +250,9 @@ class GuidedGraphormer(nn.Module):
         camera = self._camera(pooled)
         read = self._read_joints(joint_BJD, heat_uv)
         lifted = self._lift(read, camera)
-        joints, coarse = self._mesh(lifted, read.length_factor, joint_BJD, grid_BGD)
+        joints, coarse, attention = self._mesh(
+            lifted, read.length_factor, joint_BJD, grid_BGD, explain
+        )
         full = slice(0, 0) if self.training else slice(None)
         with torch.autocast(coarse.device.type, enabled=False):
             vertices = regress(coarse, self.up_index[full], self.up_weight[full])
@@ -257,6 +267,7 @@ class GuidedGraphormer(nn.Module):
             inside_logits=read.inside_logits,
             side_logits=self.side_head(maps[-1].mean((2, 3)))[:, 0].float(),
             heat_map_logits=heat_logits,
+            evidence=None if attention is None else Evidence(attention, heat_uv),
         )
 
     def _queries(
@@ -296,23 +307,28 @@ class GuidedGraphormer(nn.Module):
         return F.pad(flat, (0, 1)) + read.offset
 
     def _mesh(
-        self, lifted: Tensor, length_factor: Tensor, joint: Tensor, grid: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self, lifted: Tensor, length_factor: Tensor, joint: Tensor, grid: Tensor, explain: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Run the Graphormer encoder on joints, vertices and grid.
 
         Its joints are offsets to the lifted joints, of which limb directions are kept; its vertices
-        are offsets to the template as posed by the joints.
+        are offsets to the template as posed by the joints. Its attention (B, J, N) comes last, if
+        it is asked for.
         """
         B, J, _ = lifted.shape
         features = torch.cat([joint, self.anchor_NJ.to(joint.dtype) @ joint, grid], 1)
         template = torch.cat([self.template_J3, self.template_N3]).expand(B, -1, -1)
         places = F.pad(template, (0, 0, 0, grid.shape[1])).to(features.dtype)
-        tokens = self.mesh_encoder(torch.cat([places, features], -1))
-        offsets = tokens[:, : template.shape[1]].float() * self.length_scale
+        encoded = self.mesh_encoder.encode(torch.cat([places, features], -1), explain)
+        points = template.shape[1]
+        attention = (
+            joint_attention(encoded.attention[-1], slice(J), slice(J, points)) if explain else None
+        )
+        offsets = encoded.tokens[:, :points].float() * self.length_scale
         with torch.autocast(lifted.device.type, enabled=False):  # half precision loses millimetres
             joints = self.limb_lengths(lifted + offsets[:, :J], length_factor)
             joints = joints - self._root(joints)
-            return joints, self.posed_template(joints) + offsets[:, J:]
+            return joints, self.posed_template(joints) + offsets[:, J:], attention
 
     def _root(self, points: Tensor) -> Tensor:
         return points[:, list(self.root_joints)].mean(1, keepdim=True)

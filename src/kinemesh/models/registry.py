@@ -28,6 +28,8 @@ from kinemesh.models.hand_pose_networks import (
     build_hand_pose_network,
 )
 from kinemesh.models.joint_statistics import JointStatistics
+from kinemesh.models.potter_body import ARCHITECTURE as POTTER_MESH
+from kinemesh.models.potter_body_files import build_potter_body
 from kinemesh.models.prtr_variants import KEYPOINT_CONFIGS, POSE2D, build_keypoint_network
 from kinemesh.models.variants import CONFIGS, build_network
 
@@ -216,7 +218,8 @@ def load_model(
         name: A shipped model ("body", "hand", or a name that `cards` lists) or the path of a
             weight file.
         assets: Folder with the user's SMPL or MANO files and the official sampling files. It is
-            needed for a converted checkpoint that was stored without its mesh, and else not read.
+            needed for a converted checkpoint that was stored without its mesh and for a network
+            of POTTER that poses SMPL, and else not read.
 
     Returns:
         The network, its topology, and the metadata that `save_model` was given.
@@ -242,11 +245,13 @@ def load_model(
             "mesh. Use it with kinemesh predict, with kinemesh eval, or read it with "
             "load_hand_pose_model."
         )
-    if record.get("architecture") == "potter-mesh":
-        raise InputError(
-            f"{path}: a mesh network of POTTER, which poses a body model and stores no mesh. Use "
-            "it with kinemesh eval, or read it with evaluation.hybrik_by_name.load_potter_body."
-        )
+    if record.get("architecture") == POTTER_MESH:
+        state = {key: _single(value) for key, value in strip_prefix(tensors, "model.").items()}
+        try:
+            body, mesh = build_potter_body(path, record, state, assets)
+        except (TypeError, KeyError, RuntimeError) as error:
+            raise _other_version(path, error) from error
+        return body, mesh, record
     if build is None and record.get("task") is None:
         raise InputError(
             f"{path}: a backbone alone ({record.get('architecture')}), which predicts no mesh. "

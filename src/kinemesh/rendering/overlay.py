@@ -204,12 +204,12 @@ def draw_skeleton(
         seen &= _to_float(confidence).numpy().reshape(-1) >= _LEAST_CONFIDENCE
     bones = [bone for bone in skeleton.bones if seen[list(bone)].all()]
     for bone in bones:
-        _draw_line(canvas, joints[list(bone)], (0.1, 0.1, 0.1), line + max(2.0, 0.5 * line))
+        draw_line(canvas, joints[list(bone)], (0.1, 0.1, 0.1), line + max(2.0, 0.5 * line))
     for bone in bones:
-        _draw_line(canvas, joints[list(bone)], _bone_color(skeleton, *bone), line)
+        draw_line(canvas, joints[list(bone)], _bone_color(skeleton, *bone), line)
     for joint in np.flatnonzero(seen):
         color = _joint_color(skeleton.joints[joint])
-        _draw_disk(canvas, joints[joint], color, 0.9 * line)
+        draw_disk(canvas, joints[joint], color, 0.9 * line)
     return canvas
 
 
@@ -311,13 +311,15 @@ def _to_bytes(color: Color) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _draw_line(canvas: Image, ends: NDArray[np.float32], color: Color, thickness: float) -> None:
+def draw_line(canvas: Image, ends: NDArray[np.float32], color: Color, thickness: float) -> None:
+    """Draw a line between two points (2, 2) in pixels on the picture itself."""
     start, end = _to_subpixel(ends[0]), _to_subpixel(ends[1])
     width = max(1, round(thickness))
     cv2.line(canvas, start, end, _to_bytes(color), width, cv2.LINE_AA, _SUBPIXEL_BITS)
 
 
-def _draw_disk(canvas: Image, centre: NDArray[np.float32], color: Color, radius: float) -> None:
+def draw_disk(canvas: Image, centre: NDArray[np.float32], color: Color, radius: float) -> None:
+    """Draw a filled circle about a point (2,) in pixels on the picture itself."""
     size = round(radius * 2**_SUBPIXEL_BITS)
     where = _to_subpixel(centre)
     cv2.circle(canvas, where, size, _to_bytes(color), cv2.FILLED, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -1,0 +1,89 @@
+"""A network's answer to one crop, before it is put into the photo."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+from kinemesh.errors import KinemeshError
+from kinemesh.inference.explanation import CropEvidence, split_evidence
+
+
+class NetworkOutput(Protocol):
+    """What a network returns for (B, 3, S, S) crops; the root frame has camera axes."""
+
+    @property
+    def joints(self) -> Tensor:
+        """(B, J, 3) metres, root frame."""
+
+    @property
+    def vertices(self) -> Tensor:
+        """(B, V, 3) metres, root frame, full mesh; V is 0 for a network without a mesh."""
+
+    @property
+    def joints_2d(self) -> Tensor:
+        """(B, J, 2) crop pixels, 0 to S."""
+
+    @property
+    def confidence(self) -> Tensor:
+        """(B, J) in 0..1."""
+
+
+@dataclass(frozen=True, eq=False)
+class CropPrediction:
+    """A network's answer to one crop of side S, as float64 arrays.
+
+    Attributes:
+        joints: (J, 3) metres, root frame.
+        vertices: (V, 3) metres, root frame.
+        joints_px: (J, 2) crop pixels.
+        confidence: (J,) in 0..1.
+        rightness: How much the crop looks like a right hand: the network's ``side_logits`` where
+            it has them, else the mean confidence. Only differences have a meaning.
+        evidence: What the network looked at, if it was asked.
+    """
+
+    joints: np.ndarray
+    vertices: np.ndarray
+    joints_px: np.ndarray
+    confidence: np.ndarray
+    rightness: float
+    evidence: CropEvidence | None = None
+
+    def mirrored(self, size: int) -> "CropPrediction":
+        """The answer to the crop mirrored left to right; twice gives back the same.
+
+        Joint order stays, so this is meant for hands, which have no left and right joints.
+        """
+        flip = np.array([-1.0, 1.0, 1.0])
+        joints_px = np.stack([size - self.joints_px[:, 0], self.joints_px[:, 1]], axis=1)
+        return replace(
+            self,
+            joints=self.joints * flip,
+            vertices=self.vertices * flip,
+            joints_px=joints_px,
+            evidence=None if self.evidence is None else self.evidence.mirrored(),
+        )
+
+
+def split_output(output: NetworkOutput) -> list[CropPrediction]:
+    """A network's answer to a batch, crop by crop.
+
+    Raises:
+        KinemeshError: It holds numbers that are not finite.
+    """
+    fields = [
+        value.double().cpu().numpy()
+        for value in (output.joints, output.vertices, output.joints_2d, output.confidence)
+    ]
+    if not all(np.isfinite(field).all() for field in fields):
+        raise KinemeshError(
+            "The network returned numbers that are not finite. The weight file is damaged or its "
+            "training diverged; check the shipped ones with: kinemesh doctor"
+        )
+    side_logits = getattr(output, "side_logits", None)
+    rightness = fields[3].mean(1) if side_logits is None else side_logits.double().cpu().numpy()
+    evidence = getattr(output, "evidence", None)
+    looked = [None] * len(rightness) if evidence is None else split_evidence(evidence)
+    return [CropPrediction(*rows) for rows in zip(*fields, rightness, looked, strict=True)]
