@@ -221,6 +221,17 @@ def test_people_outside_of_the_picture_are_left_out_and_counted(name, data, tmp_
     assert read_hybrik(name, data / name).outside == 0
 
 
+def test_files_of_human36m_may_lack_the_protocol(data, tmp_path):
+    content = (data / "h36m" / FILES["h36m", "train"]).read_text()
+    path = tmp_path / "annotations" / "Sample_20_test_Human36M_smpl.json"
+    path.parent.mkdir()
+    path.write_text(content)
+    assert len(read_hybrik("h36m", tmp_path, "test")) == SAMPLES
+    path.unlink()
+    with pytest.raises(InputError, match=r"Sample_20_test_Human36M_smpl_protocol_2\.json"):
+        read_hybrik("h36m", tmp_path, "test")
+
+
 def test_recordings_of_3dhps_test_set_are_known(data, tmp_path):
     def rename(content):
         content["images"][1]["file_name"] = "TS6/imageSequence/img_000007.jpg"

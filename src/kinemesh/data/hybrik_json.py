@@ -49,6 +49,8 @@ FILES: Mapping[tuple[HybrikName, Split], str] = {
     ("coco", "test"): "annotations/person_keypoints_val2017.json",
 }
 """Where the published files lie in the folder of each data set."""
+_PROTOCOL = "_protocol_2"
+"""Which the names of Human3.6M's files may lack."""
 DROPPED = ("s_09_act_05_subact_02_ca", "s_09_act_10_subact_02_ca", "s_09_act_13_subact_01_ca")
 """Recordings of Human3.6M whose labels are wrong."""
 LEAST_BOX_PX = 5.0
@@ -121,6 +123,9 @@ def read_hybrik(
     """
     place = Path(place)
     path = place / FILES[source, split] if place.is_dir() else place
+    shorter = path.with_name(path.name.replace(_PROTOCOL, ""))
+    if place.is_dir() and not path.is_file() and shorter.is_file():
+        path = shorter
     content = read_json(path)
     folder = Path(images) if images is not None else _image_folder(source, path, split)
     found = [_READERS[source](entry) for entry in _entries(content, path, source)]

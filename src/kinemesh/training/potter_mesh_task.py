@@ -162,8 +162,6 @@ class PotterBodyRecipe(Recipe):
             ("processes", run.processes, processes),
             ("updates", run.stopped_after * updates, self.steps),
             ("schedule", ("step", 0), (schedule.kind, schedule.warmup_steps)),
-            ("drops of the learning rate", _steps_at(DROPS, updates), tuple(schedule.step_at)),
-            ("factor of a drop", FACTOR, schedule.factor),
             ("learning rate", run.lr, optim.lr),
             ("weight decay", 0.0, optim.weight_decay),
             ("largest norm of each gradient", CLIP_NORM, self.clip_each),
@@ -174,6 +172,10 @@ class PotterBodyRecipe(Recipe):
             ("loss weights", PotterLossWeights(), self.weights),
             ("initial layer scale", None, self.layer_scale),
         ]
+        if schedule.kind == "step":
+            drops = _steps_at(DROPS, updates)
+            pairs.append(("drops of the learning rate", drops, tuple(schedule.step_at)))
+            pairs.append(("factor of a drop", FACTOR, schedule.factor))
         notes = [f"{name} {now}, published {then}" for name, then, now in pairs if now != then]
         missing = [name for name, place in self._places().items() if place is None]
         if self.is_synthetic:
