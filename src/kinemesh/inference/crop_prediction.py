@@ -1,13 +1,16 @@
 """A network's answer to one crop, before it is put into the photo."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
 
 from kinemesh.errors import KinemeshError
 from kinemesh.inference.explanation import CropEvidence, split_evidence
+
+if TYPE_CHECKING:
+    from kinemesh.models.attention_maps import Evidence
 
 
 class NetworkOutput(Protocol):
@@ -67,8 +70,8 @@ class CropPrediction:
         )
 
 
-def split_output(output: NetworkOutput) -> list[CropPrediction]:
-    """A network's answer to a batch, crop by crop.
+def split_output(output: NetworkOutput, evidence: "Evidence | None") -> list[CropPrediction]:
+    """A network's answer to a batch, and what it looked at, crop by crop.
 
     Raises:
         KinemeshError: It holds numbers that are not finite.
@@ -84,6 +87,5 @@ def split_output(output: NetworkOutput) -> list[CropPrediction]:
         )
     side_logits = getattr(output, "side_logits", None)
     rightness = fields[3].mean(1) if side_logits is None else side_logits.double().cpu().numpy()
-    evidence = getattr(output, "evidence", None)
     looked = [None] * len(rightness) if evidence is None else split_evidence(evidence)
     return [CropPrediction(*rows) for rows in zip(*fields, rightness, looked, strict=True)]

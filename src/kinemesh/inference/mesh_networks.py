@@ -29,14 +29,12 @@ class CropOutput(NamedTuple):
         vertices: (B, V, 3) metres, root frame; V is 0 where the network has no mesh.
         joints_2d: (B, J, 2) crop pixels, 0 to S.
         confidence: (B, J), all ones.
-        evidence: What the network looked at, if it was asked.
     """
 
     joints: Tensor
     vertices: Tensor
     joints_2d: Tensor
     confidence: Tensor
-    evidence: Evidence | None = None
 
 
 class MeshNetwork(nn.Module):
@@ -77,10 +75,20 @@ class MeshNetwork(nn.Module):
         self.register_buffer("regressor_index", topology.regressor_index, persistent=False)
         self.register_buffer("regressor_weight", topology.regressor_weight, persistent=False)
 
-    def forward(self, image_B3SS: Tensor, explain: bool = False) -> CropOutput:
-        """Recover people in (B, 3, S, S) crops of sRGB in 0..1, and say what was looked at."""
-        pixels = normalise_imagenet(image_B3SS) if self.normalise else image_B3SS
-        output = self.network(pixels, return_attention=True) if explain else self.network(pixels)
+    def forward(self, image_B3SS: Tensor) -> CropOutput:
+        """Recover people in (B, 3, S, S) crops of sRGB in 0..1."""
+        output = self.network(self._pixels(image_B3SS))
+        return self._crop_output(output, image_B3SS.shape[-1])
+
+    def explain(self, image_B3SS: Tensor) -> tuple[CropOutput, Evidence]:
+        """As `forward`, and what was looked at; only where ``explains`` is true."""
+        output = self.network(self._pixels(image_B3SS), return_attention=True)
+        return self._crop_output(output, image_B3SS.shape[-1]), self._evidence(output)
+
+    def _pixels(self, image_B3SS: Tensor) -> Tensor:
+        return normalise_imagenet(image_B3SS) if self.normalise else image_B3SS
+
+    def _crop_output(self, output: Any, side: int) -> CropOutput:
         if self.has_mesh:
             vertices_BV3 = output.vertices[-1]
             joints_BJ3 = regress(vertices_BV3, self.regressor_index, self.regressor_weight)
@@ -91,9 +99,8 @@ class MeshNetwork(nn.Module):
         return CropOutput(
             joints_BJ3,
             vertices_BV3,
-            camera.project_px(joints_BJ3, image_B3SS.shape[-1]),
+            camera.project_px(joints_BJ3, side),
             torch.ones_like(joints_BJ3[..., 0]),
-            self._evidence(output) if explain else None,
         )
 
     def _evidence(self, output: Any) -> Evidence:

@@ -90,7 +90,8 @@ class Predictor:
             hand network is one for right hands; left hands are mirrored before and after it. An
             attribute ``has_mesh = False`` says that its output has no vertices, ``tells_sides
             = False`` that neither confidence nor side logits tell a right hand from a left one, and
-            ``explains = True`` that with ``explain=True`` its output has ``evidence``.
+            ``explains = True`` that its method ``explain`` returns its output and an
+            `kinemesh.models.attention_maps.Evidence`.
         topology: The mesh that the network speaks about.
         metadata: Record of the weight file; ``resolution`` (S) is read, the rest is kept.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
@@ -246,13 +247,17 @@ class Predictor:
             KinemeshError: The network returned numbers that are not finite.
         """
         answers: list[CropPrediction] = []
-        asked = {"explain": True} if explain else {}
         size = EXPLAINED_AT_ONCE if explain else BATCH_SIZE
         for start in range(0, len(cuts), size):
             stacked = np.stack(cuts[start : start + size])
             pixels = torch.from_numpy(stacked).to(self.device)
-            output = self.network(pixels.permute(0, 3, 1, 2).float() / 255.0, **asked)
-            answers += split_output(output)
+            image = pixels.permute(0, 3, 1, 2).float() / 255.0
+            evidence = None
+            if explain:
+                output, evidence = self.network.explain(image)  # type: ignore[operator]
+            else:
+                output = self.network(image)
+            answers += split_output(output, evidence)
         return answers
 
     def _person(

@@ -99,8 +99,6 @@ class GuidedOutput(NamedTuple):
         inside_logits: (B, J) logit of the joint being inside the crop.
         side_logits: (B,) logit of the crop showing a right hand; meaningless for bodies.
         heat_map_logits: (B, J, h, w).
-        evidence: None, or what the mesh encoder's joints attended to and where the joints'
-            features were sampled.
     """
 
     joints: Tensor
@@ -112,7 +110,6 @@ class GuidedOutput(NamedTuple):
     inside_logits: Tensor
     side_logits: Tensor
     heat_map_logits: Tensor
-    evidence: Evidence | None = None
 
 
 class FeaturePyramid(nn.Module):
@@ -141,7 +138,7 @@ class GuidedGraphormer(nn.Module):
     """Crop in, joints and mesh out; see the module's docstring."""
 
     explains = True
-    """`forward` can say what the network looked at."""
+    """There is a method `explain`."""
 
     template_J3: Tensor
     template_N3: Tensor
@@ -234,13 +231,26 @@ class GuidedGraphormer(nn.Module):
             module.eval()
         return self
 
-    def forward(self, image: Tensor, explain: bool = False) -> GuidedOutput:
+    def forward(self, image: Tensor) -> GuidedOutput:
         """Recover joints and mesh.
 
         Args:
             image: (B, 3, S, S) RGB in [0, 1].
-            explain: Also return the evidence.
         """
+        return self._run(image, explain=False)[0]
+
+    def explain(self, image: Tensor) -> tuple[GuidedOutput, Evidence]:
+        """As `forward`, and what was looked at.
+
+        Returns:
+            The output; and what the joints of the mesh encoder attended to, with the places where
+            the joints' features were sampled.
+        """
+        output, attention = self._run(image, explain=True)
+        assert attention is not None
+        return output, Evidence(attention, soft_argmax(output.heat_map_logits))
+
+    def _run(self, image: Tensor, explain: bool) -> tuple[GuidedOutput, Tensor | None]:
         S = image.shape[-1]
         maps = self.backbone.features(normalise(image))
         neck = self.neck(maps)
@@ -257,7 +267,7 @@ class GuidedGraphormer(nn.Module):
         with torch.autocast(coarse.device.type, enabled=False):
             vertices = regress(coarse, self.up_index[full], self.up_weight[full])
         sharpness = peak_share(heat_logits, heat_uv)
-        return GuidedOutput(
+        output = GuidedOutput(
             joints=joints,
             coarse=coarse,
             vertices=vertices,
@@ -267,8 +277,8 @@ class GuidedGraphormer(nn.Module):
             inside_logits=read.inside_logits,
             side_logits=self.side_head(maps[-1].mean((2, 3)))[:, 0].float(),
             heat_map_logits=heat_logits,
-            evidence=None if attention is None else Evidence(attention, heat_uv),
         )
+        return output, attention
 
     def _queries(
         self, top: Tensor, neck: Tensor, heat_uv: Tensor, heat_logits: Tensor
