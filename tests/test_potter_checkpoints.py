@@ -133,7 +133,7 @@ def test_the_mesh_network_and_the_classifier_become_weight_files(tmp_path):
         assert export_official(done.path)[1] == family
         with pytest.raises(InputError, match="leave --assets out"):
             convert_checkpoint(source, out=tmp_path / "other.safetensors", assets=tmp_path)
-    with pytest.raises(InputError, match="load_potter_body"):
+    with pytest.raises(InputError, match="SMPL and J_regressor_h36m_correct"):
         load_model(tmp_path / "potter-mesh.safetensors")
     with pytest.raises(InputError, match="a backbone alone"):
         load_model(tmp_path / "potter-classifier.safetensors")
