@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,8 +29,7 @@ from kinemesh.training.recipes import RECIPES
 from kinemesh.training.schedules import lr_factor
 from kinemesh.training.task import default_parameter_groups
 from tests.labelled_images import CLASSES, tiny, write_folders
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.two_processes import run_pair
 
 
 @pytest.fixture(scope="module")
@@ -222,23 +216,7 @@ def test_a_run_that_died_resumes_exactly(folder, tmp_path, monkeypatch):
 
 
 def test_it_runs_in_two_processes(folder, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.labelled_images", str(folder), str(tmp_path / "run")],
-            cwd=REPOSITORY,
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    says = [process.communicate(timeout=600)[1] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], says
+    run_pair("tests.labelled_images", folder, tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == 2
     assert read_checkpoint(tmp_path / "run" / "last")[1]["processes"] == 2
 

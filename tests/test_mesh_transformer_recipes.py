@@ -3,9 +3,6 @@
 import json
 import math
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +24,7 @@ from tests.overfitting import (
     trained_losses,
 )
 from tests.tiny_recipes import NAMES, PUBLISHED_NAMES, SYNTHETIC_NAMES, tiny, write_data
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.two_processes import run_pair
 
 
 @pytest.fixture(scope="module")
@@ -227,27 +223,8 @@ def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "died", tmp_path / "whole")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def test_every_recipe_runs_in_two_processes(data, tmp_path):
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.tiny_recipes", str(data), str(tmp_path)],
-            cwd=REPOSITORY,
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    says = [process.communicate(timeout=600)[1] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], says
+    run_pair("tests.tiny_recipes", data, tmp_path)
     for name in NAMES:
         assert len(losses(tmp_path / name)) == 2
         assert all(math.isfinite(row["total"]) for row in losses(tmp_path / name))

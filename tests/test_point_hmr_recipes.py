@@ -6,8 +6,6 @@ As a program it runs two steps of each recipe: ``python -m tests.test_point_hmr_
 import json
 import math
 import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -31,8 +29,8 @@ from kinemesh.training.point_hmr_task import (
 from kinemesh.training.recipes import RECIPES
 from tests.mesh_training_data import SAMPLES, write_body_data
 from tests.no_waiting import NoWaiting
+from tests.two_processes import run_pair
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NAMES = tuple(name for name in RECIPES if name.startswith("point-hmr"))
 SYNTHETIC = "point-hmr-synthetic"
 
@@ -283,23 +281,7 @@ def test_a_run_that_died_resumes_exactly(data, tmp_path, monkeypatch):
 
 
 def test_two_processes_share_a_run(data, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.test_point_hmr_recipes", str(data), str(tmp_path)],
-            cwd=REPOSITORY,
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    says = [process.communicate(timeout=600)[1] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], says
+    run_pair("tests.test_point_hmr_recipes", data, tmp_path)
     assert len(losses(tmp_path / "run")) == 2
     assert all(math.isfinite(row["total"]) for row in losses(tmp_path / "run"))
     assert read_checkpoint(tmp_path / "run" / "last")[1]["processes"] == 2

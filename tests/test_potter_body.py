@@ -1,11 +1,6 @@
 """POTTER's whole body network: scores, losses, training, resuming, two processes, evaluation."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,8 +33,7 @@ from kinemesh.training.recipes import RECIPES
 from kinemesh.training.schedules import lr_factor
 from tests.hybrik_files import PUBLISHED, SAMPLES, TINY, body, tiny, write_data
 from tests.no_waiting import NoWaiting
-
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.two_processes import run_pair
 
 
 @pytest.fixture(scope="module")
@@ -444,21 +438,7 @@ def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_processes_train_every_recipe(data, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    command = [sys.executable, "-m", "tests.hybrik_files", str(data), str(tmp_path)]
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            env=os.environ
-            | address
-            | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-        )
-        for rank in ("0", "1")
-    ]
-    assert [process.wait(timeout=600) for process in started] == [0, 0]
+    run_pair("tests.hybrik_files", data, tmp_path)
     for name in ("potter-hmr", "potter-body"):
         assert len(losses(tmp_path / name)) == 2
 

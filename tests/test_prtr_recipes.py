@@ -2,10 +2,6 @@
 
 import json
 import math
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,8 +29,8 @@ from tests.tiny_prtr_recipes import (
     tiny,
     write_data,
 )
+from tests.two_processes import run_pair
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 FAMILIES = (
     "prtr-coco-res50-384x288",
     "prtr-mpii-w32-256x256",
@@ -405,27 +401,8 @@ def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "died", tmp_path / "whole")
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def run_in_two_processes(names, data, output):
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    pair = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.tiny_prtr_recipes", str(data), str(output), *names],
-            cwd=REPOSITORY,
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    says = [process.communicate(timeout=600)[1] for process in pair]
-    assert [process.returncode for process in pair] == [0, 0], says
+    run_pair("tests.tiny_prtr_recipes", data, output, *names)
     for name in names:
         assert len(losses(output / name)) == 2
         assert all(math.isfinite(row["total"]) for row in losses(output / name))

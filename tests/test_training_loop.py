@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -32,6 +31,7 @@ from kinemesh.training.log import LossWindow, RunLog
 from kinemesh.training.progress import ProgressBar, Throughput
 from kinemesh.training.randomness import preserved_random_state, random_state
 from tests.training_worker import TRUE_WEIGHT, Plane, PlaneRecipe, Points, plane
+from tests.two_processes import free_port, start_pair
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -379,31 +379,13 @@ def test_throughput_leaves_pauses_out(monkeypatch):
 # Many processes ------------------------------------------------------------------------------
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start_pair(output, changes):
-    """Two processes with the environment that a launcher gives them, but without its start-up."""
-    shared = {"OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training_worker", str(output), json.dumps(changes), "0"],
-            cwd=REPOSITORY,
-            env=os.environ | shared | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
+def start_workers(output, changes):
+    return start_pair("tests.training_worker", output, json.dumps(changes), "0")
 
 
 def test_two_processes_share_the_batch_and_average(tmp_path):
     changes = {"linear": True, "noise": 0.0, "batch_size": 4, "steps": 3}
-    pair = start_pair(tmp_path / "two", changes | {"device": "auto"})  # as a user starts it
+    pair = start_workers(tmp_path / "two", changes | {"device": "auto"})  # as a user starts it
     train(plane(tmp_path / "one", linear=True, noise=0.0, batch_size=8, steps=3))
     says = [process.communicate(timeout=120)[1] for process in pair]
     assert [process.returncode for process in pair] == [0, 0], says
