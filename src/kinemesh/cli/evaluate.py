@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -111,198 +111,43 @@ def evaluate(
             class.
         portrait: ego-exo4d: upright pictures and their labels.
     """
-    from kinemesh.evaluation import TTA_SETTINGS, EvaluationOptions
-    from kinemesh.evaluation.by_name import evaluate_model, evaluate_submission
-    from kinemesh.evaluation.classification import (
-        ClassificationEvaluation,
-        evaluate_images,
-        is_classification_dataset,
-    )
-    from kinemesh.evaluation.hand_pose_by_name import (
-        HandEvaluation,
-        evaluate_hand_pose,
-        evaluates_hands,
-    )
-    from kinemesh.evaluation.hybrik_by_name import (
-        HybrikEvaluation,
-        evaluate_hybrik,
-        is_hybrik_dataset,
-    )
-    from kinemesh.evaluation.keypoints_by_name import (
-        KeypointEvaluation,
-        evaluate_keypoints,
-        is_keypoint_dataset,
-    )
+    from kinemesh.cli._evaluations import Request, prepare
+    from kinemesh.files import write_json
     from kinemesh.inference.predictor import resolve_device
 
     for path, suffix in ((out, ".json"), (submission, ".zip"), (results, ".json")):
         _check_output(path, suffix)
     place = resolve_device(device)
     page = ReportOption(report, log, model)
-    result: Any
-    if is_classification_dataset(dataset):
-        _refuse_options(
-            f"on {dataset}, which holds labelled images",
-            protocol=protocol,
-            assets=assets,
-            tta=tta,
-            submission=submission,
-            averaging=averaging != "samples",
-            boxes=boxes,
-            no_flip=not flip,
-            split=split,
-            images=images,
-            labels=labels,
-            head_size=head_size != "box",
-            results=results,
-            include_background=include_background,
-            offset=offset,
-            portrait=portrait,
-        )
-        classes = ClassificationEvaluation(hold_out_every, count, batch_size, workers)
-        with _progress() as progress:
-            result = evaluate_images(
-                model, dataset, classes, device=place, progress=progress, listener=page.classes
-            )
-        return _finish(result, page, model, dataset, submission, out)
-    _refuse_options(f"on {dataset}, which holds no classes", hold_out_every=hold_out_every)
-    if is_hybrik_dataset(dataset):
-        _refuse_options(
-            f"on {dataset}, which is scored by POTTER's own protocol",
-            protocol=protocol,
-            tta=tta,
-            submission=submission,
-            averaging=averaging != "samples",
-            boxes=boxes,
-            split=split,
-            images=images,
-            labels=labels,
-            head_size=head_size != "box",
-            results=results,
-            include_background=include_background,
-            offset=offset,
-            portrait=portrait,
-        )
-        bodies = HybrikEvaluation(flip, count, batch_size, workers)
-        with _progress() as progress:
-            result = evaluate_hybrik(
-                model,
-                dataset,
-                bodies,
-                assets=assets,
-                device=place,
-                progress=progress,
-                listener=page.summary,
-            )
-        return _finish(result, page, model, dataset, submission, out)
-    if evaluates_hands(model, dataset):
-        _refuse_options(
-            f"for hand joints on {dataset}",
-            protocol=protocol,
-            assets=assets,
-            tta=tta,
-            submission=submission,
-            averaging=averaging != "samples",
-            boxes=boxes,
-            no_flip=not flip,
-            labels=labels,
-            head_size=head_size != "box",
-            include_background=include_background,
-        )
-        if model.lower().endswith(".json"):
-            _refuse_options("for a finished submission, which holds no pictures", report=report)
-        hands = HandEvaluation(split, images, count, results, offset, batch_size, workers, portrait)
-        with _progress() as progress:
-            result = evaluate_hand_pose(
-                model, dataset, hands, device=place, progress=progress, listener=page.summary
-            )
-        return _finish(result, page, model, dataset, submission, out)
-    _refuse_options(
-        f"on {dataset}, which has no hand joints of Ego-Exo4D", offset=offset, portrait=portrait
-    )
-    if is_keypoint_dataset(dataset):
-        _refuse_options(
-            f"on {dataset}, which holds 2D keypoints",
-            protocol=protocol,
-            assets=assets,
-            tta=tta,
-            submission=submission,
-            averaging=averaging != "samples",
-        )
-        keypoints = KeypointEvaluation(
-            boxes=boxes,
-            flip_test=flip,
-            split=split,
-            images=images,
-            labels=labels,
-            head_size=head_size,
-            count=count,
-            results=results,
-            batch_size=batch_size,
-            workers=workers,
-            include_background=include_background,
-        )
-        with _progress() as progress:
-            result = evaluate_keypoints(
-                model,
-                dataset,
-                keypoints,
-                device=place,
-                progress=progress,
-                listener=page.summary,
-            )
-        return _finish(result, page, model, dataset, submission, out)
-    _refuse_options(
-        f"on {dataset}, which holds no 2D keypoints",
+    request = Request(
+        model=model,
+        dataset=dataset,
+        count=count,
+        protocol=protocol,
+        assets=assets,
+        tta=tta,
+        submission=submission,
+        averaging=averaging,
+        batch_size=batch_size,
+        workers=workers,
+        out=out,
+        report=report,
+        log=log,
         boxes=boxes,
-        no_flip=not flip,
+        flip=flip,
         split=split,
         images=images,
         labels=labels,
-        head_size=head_size != "box",
+        head_size=head_size,
         results=results,
         include_background=include_background,
+        offset=offset,
+        hold_out_every=hold_out_every,
+        portrait=portrait,
     )
-    if model.lower().endswith(".zip"):
-        _refuse_beside_submission(
-            protocol=protocol not in {None, "freihand"},
-            tta=tta,
-            submission=submission,
-            averaging=averaging != "samples",
-            count=count,
-            report=report,
-        )
-        result = evaluate_submission(model, dataset, place)
-    else:
-        options = EvaluationOptions(
-            batch_size, count, workers, averaging, TTA_SETTINGS if tta else ()
-        )
-        with _progress() as progress:
-            result = evaluate_model(
-                model,
-                dataset,
-                protocol,
-                options,
-                assets=assets,
-                submission=submission,
-                device=place,
-                progress=progress,
-                listener=page.summary,
-            )
-    return _finish(result, page, model, dataset, submission, out)
-
-
-def _finish(
-    result: Any,
-    page: ReportOption,
-    model: str,
-    dataset: str,
-    submission: Path | None,
-    out: Path | None,
-) -> int:
-    """Print a result and write it."""
-    from kinemesh.files import write_json
-
+    run = prepare(request)
+    with _progress() as progress:
+        result = run(page, place, progress)
     print(result)
     if submission is not None:
         print(f"submission: {submission}")
@@ -310,24 +155,6 @@ def _finish(
         write_json(out, result.to_dict())
     page.write(result, model, dataset)
     return 0
-
-
-def _refuse_beside_submission(**given: object) -> None:
-    """Refuse options that scoring a finished submission would silently ignore."""
-    names = [f"--{name}" for name, value in given.items() if value]
-    if names:
-        raise InputError(
-            f"{' and '.join(names)}: a submission is scored as it is, by FreiHAND's own protocol. "
-            "Leave these options out, or give a model in place of the .zip."
-        )
-
-
-def _refuse_options(where: str, **options: object) -> None:
-    """Refuse options that would silently be ignored."""
-    for name, value in options.items():
-        if value:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} means nothing {where}. Leave it out.")
 
 
 def _check_output(path: Path | None, suffix: str) -> None:
