@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from kinemesh.cli import main
 from kinemesh.errors import InputError
 from kinemesh.models.joint_lifter import JointLifter, JointLifterConfig, box_coordinates
+from kinemesh.models.lifter_variants import LIFTER_VARIANTS
 
 SMALL = JointLifterConfig(width=16, layers=2, heads=2, feed_forward=32)
 
@@ -78,3 +80,12 @@ def test_what_does_not_fit_is_refused(lifter):
     for wrong in ({"width": 15}, {"layers": 0}, {"dropout": 1.0}):
         with pytest.raises(InputError, match="expected"):
             JointLifterConfig(**wrong)
+
+
+def test_its_card_is_listed_with_its_number_of_parameters(capsys):
+    variant = LIFTER_VARIANTS["joint-lifter"]
+    assert sum(p.numel() for p in variant.build().parameters()) == variant.parameters
+    assert main(["models"]) == 0
+    shown = capsys.readouterr().out
+    assert "joint-lifter" in shown
+    assert f"{variant.parameters:,}" in shown

@@ -10,6 +10,7 @@ def models() -> int:
 
     A card tells licence, training data, size and scores.
     """
+    from kinemesh.models.lifter_variants import LIFTER_VARIANTS
     from kinemesh.models.potter_variants import POTTER_VARIANTS
     from kinemesh.models.prtr_variants import KEYPOINT_VARIANTS
     from kinemesh.models.registry import cards
@@ -26,6 +27,8 @@ def models() -> int:
         output.print(_card_table(keypoint_variant.card()))
     for potter_variant in POTTER_VARIANTS.values():
         output.print(_card_table(potter_variant.card()))
+    for lifter_variant in LIFTER_VARIANTS.values():
+        output.print(_card_table(lifter_variant.card()))
     if not found:
         print("No model is shipped in this installation. Look closer with: kinemesh doctor")
         return 1

@@ -143,3 +143,27 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+def held_out_batches(
+    dataset: Dataset[Any],
+    collate: Callable[[list[Any]], dict[str, Any]],
+    batch_size: int,
+    workers: int,
+) -> DataLoader[dict[str, Any]]:
+    """Held-out samples in their own order; nothing is drawn from the global random state.
+
+    Args:
+        dataset: Map-style dataset with a length.
+        collate: Joins a list of samples into a batch.
+        batch_size: Samples at a time; the last batch may be smaller.
+        workers: Processes that read; 0 for this one.
+    """
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=workers,
+        # without a generator of its own, the loader would draw from the global random state
+        generator=torch.Generator(),
+    )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.random import RandomState
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from kinemesh.data.classification_augmentation import ClassificationAugmentation
 from kinemesh.data.image_folders import (
@@ -33,6 +33,7 @@ from kinemesh.models.imagenet import IMAGENET_MEAN, IMAGENET_STD
 from kinemesh.models.potter_classifier import PotterClassifier, PotterClassifierConfig
 from kinemesh.models.potter_variants import classifier_record, potter_variant_of
 from kinemesh.models.registry import save_model
+from kinemesh.training.batches import held_out_batches
 from kinemesh.training.config import EpochCosineConfig, Recipe
 from kinemesh.training.schedules import steps_per_epoch
 
@@ -200,13 +201,11 @@ class ClassifierTask:
 
     @functools.cached_property
     def _held_out(self) -> Iterable[dict[str, Tensor]]:
-        return DataLoader(
+        return held_out_batches(
             self.recipe.open_validation(),
-            batch_size=self.recipe.validation_batch_size,
-            collate_fn=collate_classes,
-            num_workers=self.recipe.workers,
-            # without a generator of its own, the loader would draw from the global random state
-            generator=torch.Generator(),
+            collate_classes,
+            self.recipe.validation_batch_size,
+            self.recipe.workers,
         )
 
     def validate(self, model: nn.Module, device: torch.device) -> dict[str, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from kinemesh.data.ego_exo4d import names_ego_exo4d, open_ego_exo4d
 from kinemesh.data.hand_pose_records import HandPoseSample, collate_hand_poses
@@ -45,6 +45,7 @@ from kinemesh.models.potter_hand import PotterHandConfig
 from kinemesh.models.registry import read_record, save_model
 from kinemesh.rendering.joint_view import draw_comparison
 from kinemesh.skeletons import HAND21
+from kinemesh.training.batches import held_out_batches
 from kinemesh.training.config import Recipe
 from kinemesh.training.prtr_networks import KeptSamples
 from kinemesh.training.prtr_task import in_epochs
@@ -328,13 +329,11 @@ class HandPoseTask:
     @functools.cached_property
     def _held_out(self) -> Iterable[dict[str, Tensor]]:
         is_made = (self.recipe.validation_data or self.recipe.data) == SYNTHETIC_HAND
-        loader = DataLoader(
+        loader = held_out_batches(
             self._data(train=False),
-            batch_size=self.recipe.validation_batch_size,
-            collate_fn=collate_hand_poses,
-            num_workers=0 if is_made else self.recipe.workers,
-            # without a generator of its own, the loader would draw from the global random state
-            generator=torch.Generator(),
+            collate_hand_poses,
+            self.recipe.validation_batch_size,
+            0 if is_made else self.recipe.workers,
         )
         # synthetic hands are made once
         return list(loader) if is_made else loader

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
 from kinemesh.data.mesh_dataset import MeshOptions
 from kinemesh.data.mesh_tsv import MeshTsvDataset
@@ -14,6 +14,7 @@ from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.errors import InputError
 from kinemesh.evaluation import batches
 from kinemesh.protocols import HUMAN36M_P2, human36m_p2_rows
+from kinemesh.training.batches import held_out_batches
 from kinemesh.training.mesh_task import FirstSamples
 
 KEPT_BYTES = 2**28
@@ -80,11 +81,4 @@ def open_validation(
     if protocol == HUMAN36M_P2.name and isinstance(dataset, MeshTsvDataset):
         rows = human36m_p2_rows(dataset.image_keys())
         dataset = dataset if rows is None else Subset(dataset, rows)
-    return DataLoader(
-        dataset,
-        batch_size=_VALIDATION_BATCH,
-        collate_fn=collate,
-        num_workers=workers,
-        # without a generator of its own, the loader would draw from the global random state
-        generator=torch.Generator(),
-    )
+    return held_out_batches(dataset, collate, _VALIDATION_BATCH, workers)

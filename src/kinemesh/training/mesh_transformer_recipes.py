@@ -6,23 +6,35 @@ ones follow them in everything but data, mesh and size, so that anybody can run 
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kinemesh.models.variants import get_variant
 from kinemesh.training.config import OptimConfig, ScheduleConfig
-from kinemesh.training.mesh_transformer_task import MeshTransformerRecipe, NetworkChanges
-from kinemesh.training.published import PUBLISHED
+from kinemesh.training.mesh_transformer_task import (
+    MeshNetworkRecipe,
+    MeshTransformerRecipe,
+    NetworkChanges,
+)
+from kinemesh.training.published import PUBLISHED, PublishedRun
+
+Recipe = TypeVar("Recipe", bound=MeshNetworkRecipe)
 
 
-def _published(name: str) -> MeshTransformerRecipe:
-    """A run with every published number; steps and intervals follow from the size of the data."""
-    run = PUBLISHED[name]
-    return MeshTransformerRecipe(
+def published_recipe(kind: type[Recipe], name: str, run: PublishedRun, **fields: Any) -> Recipe:
+    """A recipe with every published number; steps and intervals follow from the size of the data.
+
+    Args:
+        kind: Class of the recipe.
+        name: Name of the run, a key of the table that it stands in.
+        run: Its numbers.
+        fields: Those that the class has besides the common ones.
+    """
+    return kind(
         published=name,
         variant=run.variant,
         fine_tune=name.endswith("-3dpw"),
         protocol=run.protocol,
         resolution=run.resolution,
-        masked_share=run.masked_share,
         weights=run.weights,
         measure_epochs=run.measure_epochs,
         steps=0,
@@ -37,7 +49,13 @@ def _published(name: str) -> MeshTransformerRecipe:
         checkpoint_every=0,
         log_every=50,
         output=Path("runs") / name,
+        **fields,
     )
+
+
+def _published(name: str) -> MeshTransformerRecipe:
+    run = PUBLISHED[name]
+    return published_recipe(MeshTransformerRecipe, name, run, masked_share=run.masked_share)
 
 
 def _synthetic(name: str) -> MeshTransformerRecipe:

@@ -3,35 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from kinemesh.point_losses import PointLossWeights
-from kinemesh.training.config import OptimConfig, ScheduleConfig
+from kinemesh.training.mesh_transformer_recipes import published_recipe
 from kinemesh.training.point_hmr_task import POINT_PUBLISHED, PointHmrRecipe, PointNetworkChanges
 
 
 def _published(name: str) -> PointHmrRecipe:
-    """A run with every published number; steps and intervals follow from the size of the data."""
-    run = POINT_PUBLISHED[name]
-    return PointHmrRecipe(
-        published=name,
-        variant=run.variant,
-        fine_tune=name.endswith("-3dpw"),
-        protocol=run.protocol,
-        resolution=run.resolution,
-        weights=PointLossWeights(),
-        measure_epochs=run.measure_epochs,
-        steps=0,
-        batch_size=run.batch_size,
-        seed=run.seed,
-        # without weight decay AdamW is Adam, and all its groups are one
-        optim=OptimConfig(lr=run.lr, weight_decay=0.0, clip_norm=None),
-        schedule=ScheduleConfig(kind="epochs", epochs=run.epochs),
-        ema_decay=0.0,
-        workers=4,
-        validate_every=0,
-        checkpoint_every=0,
-        log_every=50,
-        output=Path("runs") / name,
-    )
+    return published_recipe(PointHmrRecipe, name, POINT_PUBLISHED[name])
 
 
 def _exchanged(name: str, other: str) -> PointHmrRecipe:

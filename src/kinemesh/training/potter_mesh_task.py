@@ -26,6 +26,7 @@ from kinemesh.models.potter_checkpoints import load_initial_potter
 from kinemesh.models.potter_mesh import PotterMesh, PotterMeshConfig
 from kinemesh.models.registry import save_model
 from kinemesh.potter_losses import BodyPrediction, PotterLossWeights, body_loss
+from kinemesh.training.batches import held_out_batches
 from kinemesh.training.config import OptimConfig, Recipe
 from kinemesh.training.hand_pose_task import draw_usual_weights
 from kinemesh.training.potter_published import CLIP_NORM, DROPS, FACTOR, POTTER_RUNS
@@ -326,13 +327,11 @@ class PotterBodyTask:
         """By name of the data set; the first chooses the best weights."""
         recipe = self.recipe
         return {
-            spec: DataLoader(
-                recipe.open_validation(spec),  # type: ignore[arg-type]
-                batch_size=recipe.validation_batch_size,
-                collate_fn=collate_hybrik,
-                num_workers=0 if spec == SYNTHETIC_HYBRIK else recipe.workers,
-                # without a generator of its own, the loader would draw from the global state
-                generator=torch.Generator(),
+            spec: held_out_batches(
+                recipe.open_validation(spec),
+                collate_hybrik,
+                recipe.validation_batch_size,
+                0 if spec == SYNTHETIC_HYBRIK else recipe.workers,
             )
             for spec in (recipe.validation_data, recipe.also_validate)
             if spec

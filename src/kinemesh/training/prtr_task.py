@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from kinemesh.data.coco_keypoints import CocoKeypoints
 from kinemesh.data.keypoint_crop import ColorOrder
@@ -39,6 +39,7 @@ from kinemesh.models.registry import save_model
 from kinemesh.optional import require
 from kinemesh.rendering.overlay import draw_skeleton
 from kinemesh.skeletons import COCO17, MPII16, Skeleton
+from kinemesh.training.batches import held_out_batches
 from kinemesh.training.config import OptimConfig, Recipe
 from kinemesh.training.prtr_checks import check_queries, validation_notes
 from kinemesh.training.prtr_networks import (
@@ -333,13 +334,11 @@ class PrtrTask:
 
     @functools.cached_property
     def _held_out(self) -> Iterable[dict[str, Tensor]]:
-        loader = DataLoader(
+        loader = held_out_batches(
             self.recipe.open_validation(),
-            batch_size=self.recipe.validation_batch_size,
-            collate_fn=collate_keypoints,
-            num_workers=self.recipe.workers,
-            # without a generator of its own, the loader would draw from the global random state
-            generator=torch.Generator(),
+            collate_keypoints,
+            self.recipe.validation_batch_size,
+            self.recipe.workers,
         )
         # scenes are rendered once
         return list(loader) if self.recipe.validation_data == SYNTHETIC_PEOPLE else loader

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from kinemesh.data.detection_scenes import CocoScenes, SceneOptions, SceneSample, collate_scenes
 from kinemesh.data.keypoint_crop import PADDING
@@ -41,6 +41,7 @@ from kinemesh.models.prtr_variants import keypoint_record
 from kinemesh.models.registry import save_model
 from kinemesh.rendering.overlay import draw_skeleton
 from kinemesh.skeletons import COCO17
+from kinemesh.training.batches import held_out_batches
 from kinemesh.training.config import OptimConfig, Recipe
 from kinemesh.training.prtr_checks import check_queries, validation_notes
 from kinemesh.training.prtr_networks import (
@@ -274,13 +275,11 @@ class SequentialTask:
 
     @functools.cached_property
     def _held_out(self) -> Iterable[dict[str, Tensor]]:
-        loader = DataLoader(
+        loader = held_out_batches(
             self.recipe.open_validation(),
-            batch_size=self.recipe.batch_size,
-            collate_fn=collate_scenes,
-            num_workers=self.recipe.workers,
-            # without a generator of its own, the loader would draw from the global random state
-            generator=torch.Generator(),
+            collate_scenes,
+            self.recipe.batch_size,
+            self.recipe.workers,
         )
         # scenes are rendered once
         return list(loader) if self.recipe.validation_data == SYNTHETIC_SCENES else loader
