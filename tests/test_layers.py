@@ -31,6 +31,7 @@ ROOMS = [
     "reporting",
     "inference",
     "formats",
+    "viewer",
     "doctor",
     "cli",
 ]

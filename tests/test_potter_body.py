@@ -11,9 +11,9 @@ from kinemesh.evaluation.hybrik import (
     AUC_MM,
     HybrikColumns,
     axis_errors_mm,
-    joint_errors_mm,
     pck_and_auc,
     place_accuracy,
+    protocol_errors_mm,
     score_hybrik,
 )
 from kinemesh.evaluation.hybrik_by_name import (
@@ -150,8 +150,8 @@ def columns(people: int = 5) -> HybrikColumns:
 
 def test_the_two_protocols_differ_in_the_alignment_alone():
     given = columns()
-    plain, aligned = joint_errors_mm(given.predicted, given.target, "h36m")
-    other_plain, other = joint_errors_mm(given.predicted, given.target, "3dpw")
+    plain, aligned = protocol_errors_mm(given.predicted, given.target, "h36m")
+    other_plain, other = protocol_errors_mm(given.predicted, given.target, "3dpw")
     torch.testing.assert_close(plain, other_plain)
     assert plain.shape == (5, 14)
     assert other.square().sum() < aligned.square().sum()  # 14 by themselves fit better

@@ -22,7 +22,7 @@ from kinemesh.data.hybrik_crop import (
     warp,
 )
 from kinemesh.data.hybrik_labels import SOURCES, HybrikLabel, HybrikName, targets_of
-from kinemesh.evaluation.hybrik import axis_errors_mm, joint_errors_mm, place_accuracy
+from kinemesh.evaluation.hybrik import axis_errors_mm, place_accuracy, protocol_errors_mm
 from kinemesh.metrics import best_aligned
 from kinemesh.models.potter_body import PotterBody, PotterBodyOutput
 from kinemesh.potter_losses import BodyPrediction, PotterLossWeights, body_loss, is_late
@@ -445,7 +445,7 @@ def compare_metrics(path: Path, salt: str = "") -> Comparison:
             found = _PRINTED.search(line)
             assert found is not None
             predicted, target = columns[f"pred{joints}"], columns[f"gt{joints}"]
-            plain, aligned = joint_errors_mm(predicted, target, name)
+            plain, aligned = protocol_errors_mm(predicted, target, name)
             axes = axis_errors_mm(predicted, target, name)
             golden[f"{dataset}/{joints}"] = np.array([float(x) for x in found.groups()])
             ours[f"{dataset}/{joints}"] = np.array([aligned.mean(), plain.mean(), *axes])

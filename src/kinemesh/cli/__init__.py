@@ -10,12 +10,13 @@ import warnings
 from collections.abc import Sequence
 
 import kinemesh
-from kinemesh.cli import convert, data, doctor, evaluate, models, predict, prepare, train
+from kinemesh.cli import convert, data, doctor, evaluate, models, predict, prepare, train, view
 from kinemesh.cli._shared import Verb, did_you_mean, print_error
 from kinemesh.errors import InputError, KinemeshError
 
 _FILES = (
     predict,
+    view,
     models,
     convert,
     train,

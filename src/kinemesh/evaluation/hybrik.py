@@ -147,7 +147,7 @@ TITLES: Mapping[ProtocolName, str] = MappingProxyType(
 )
 
 
-def joint_errors_mm(
+def protocol_errors_mm(
     predicted: Tensor, target: Tensor, protocol: ProtocolName
 ) -> tuple[Tensor, Tensor]:
     """Distances of the compared joints, each about its own root, and after alignment.
@@ -204,7 +204,7 @@ def score_hybrik(
         names: Of the model and of the data set.
         regressor: What makes joints of the mesh.
     """
-    plain, aligned = joint_errors_mm(columns.predicted, columns.target, protocol)
+    plain, aligned = protocol_errors_mm(columns.predicted, columns.target, protocol)
     count = len(plain)
     part = {"h36m": "14 of 17 joints", "3dpw": "14 joints", "3dhp": "17 joints"}.get(
         protocol, f"{plain.shape[1]} joints"
@@ -234,7 +234,7 @@ def score_hybrik(
 
 def _body_joint_reports(columns: HybrikColumns, dataset: str) -> list[MetricReport]:
     """Scores of the body's own joints, which are not selected."""
-    plain, aligned = joint_errors_mm(columns.predicted_24, columns.target_24, "own")
+    plain, aligned = protocol_errors_mm(columns.predicted_24, columns.target_24, "own")
     joints = f"{plain.shape[1]} joints of the body"
     return [
         MetricReport("MPJPE-24", _mean(plain), "mm", joints, "pelvis", "none", len(plain), dataset),

@@ -18,7 +18,7 @@ from kinemesh.evaluation.hybrik import (
     H36M_FOR_3DHP,
     HybrikColumns,
     ProtocolName,
-    joint_errors_mm,
+    protocol_errors_mm,
 )
 from kinemesh.evaluation.samples import JointSamples
 from kinemesh.skeletons import H36M17, SMPL24
@@ -49,7 +49,7 @@ def joint_samples(
         Joints of `SMPL24` for rendered people, else of `H36M17`.
     """
     predicted, target = columns.predicted, columns.target
-    plain, aligned = joint_errors_mm(predicted, target, protocol)
+    plain, aligned = protocol_errors_mm(predicted, target, protocol)
     skeleton, joints = SMPL24, tuple(range(plain.shape[1]))
     if protocol != "own":
         skeleton, joints = H36M17, _places(protocol)
