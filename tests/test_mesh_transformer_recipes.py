@@ -23,7 +23,7 @@ from tests.overfitting import (
     build_with_head_start,
     trained_losses,
 )
-from tests.tiny_recipes import NAMES, PUBLISHED_NAMES, SYNTHETIC_NAMES, tiny, write_data
+from tests.tiny_recipes import NAMES, PUBLISHED_NAMES, tiny, write_data
 from tests.two_processes import run_pair
 
 
@@ -155,13 +155,10 @@ def test_all_recipes_are_listed(capsys):
 # Learning --------------------------------------------------------------------------------------
 
 
-def is_long(name):
-    """Anny's bodies have 13,718 vertices; the 3DPW runs are the mixed ones with other numbers."""
-    return "3dpw" in name or (name in SYNTHETIC_NAMES and RECIPES[name]().kind == "body")
-
-
+QUICK = ("metro-mixed", "graphormer-freihand", "graphormer-handpose")
+"""A body, a hand and a network without a mesh; the others are these with other numbers or data."""
 RECIPES_BY_TIME = [
-    pytest.param(name, marks=pytest.mark.slow) if is_long(name) else name for name in NAMES
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES
 ]
 
 

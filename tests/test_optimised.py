@@ -146,7 +146,14 @@ def test_bfloat16_is_close_and_returns_float32(name):
         torch.testing.assert_close(ours, reference, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", SMALL)
+COMPILED = [
+    name if name.startswith("graphormer") else pytest.param(name, marks=pytest.mark.slow)
+    for name in SMALL
+]
+"""Graphormer is METRO and more."""
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_the_compiler_takes_the_whole_graph(name):
     """Tracing fails where Python would have to interfere; no kernels are generated here."""
     network = small_network(name)

@@ -151,7 +151,13 @@ def test_state_is_loaded_by_name(build):
     assert "backbone.0.body.conv1.weight" in network.state_dict()
 
 
-@pytest.mark.parametrize("build", NETWORKS)
+COMPILED = [
+    pytest.param(build, marks=pytest.mark.slow) if build is hrnet else build for build in NETWORKS
+]
+"""HRNet differs from the two-stage network in its backbone alone."""
+
+
+@pytest.mark.parametrize("build", COMPILED)
 def test_compiles_into_one_graph(build):
     network, image = build().eval(), torch.randn(2, 3, 64, 96)
     torch._dynamo.reset()
