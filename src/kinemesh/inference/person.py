@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from kinemesh.bodies.parameters import BodyParameters
 from kinemesh.errors import InputError
 from kinemesh.inference.boxes import Side
 from kinemesh.inference.explanation import Explanation
@@ -64,6 +66,10 @@ class Person:
         score: Score of the box where a detector gave one, else the mean joint confidence.
         camera: The camera of the photo, shared by all of its people.
         explanation: What the network looked at, if it was asked; no file but the picture holds it.
+        owner: For a hand beside bodies the position of its person in the list of people of the
+            photo; None for a body and for a hand whose person is not known.
+        parameters: Pose and shape of a body model fitted to ``vertices``, if that was asked
+            (`kinemesh.inference.fitting`).
     """
 
     vertices: np.ndarray
@@ -77,6 +83,13 @@ class Person:
     score: float
     camera: PhotoCamera
     explanation: Explanation | None = None
+    owner: int | None = None
+    parameters: BodyParameters | None = None
+
+    @property
+    def kind(self) -> Literal["body", "hand"]:
+        """What it is: hands have a side, bodies have none."""
+        return "body" if self.side is None else "hand"
 
     @property
     def has_mesh(self) -> bool:

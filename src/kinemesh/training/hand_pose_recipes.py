@@ -47,7 +47,7 @@ def potter_egoexo4d_course() -> HandPoseRecipe:
 
 
 def potter_hand() -> HandPoseRecipe:
-    """POTTER, narrow, on rendered right hands, from random weights: about 90 minutes on two cores."""
+    """POTTER, narrow, on rendered right hands, from random weights: 90 minutes on two cores."""
     return HandPoseRecipe(
         network=PotterHandConfig(widths=(32, 64, 160, 256), side=64, dropout=0.0, drop_path=0.0),
         data=SYNTHETIC_HAND,
