@@ -1,18 +1,21 @@
 """``kinemesh predict``: photos to overlays, meshes and numbers."""
 
 import sys
-from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 import kinemesh
 from kinemesh.cli._shared import Assets, DeviceName, Verb, console, one_of, shown_as
+from kinemesh.cli.video import VideoOptions, is_video
 from kinemesh.errors import InputError
 from kinemesh.formats import (
     ALL_FORMATS,
+    DEFAULT_FORMATS,
     MESH_FORMATS,
+    PARAMETER_FORMATS,
     SaveFormat,
     check_folder,
     possible_formats,
@@ -20,30 +23,31 @@ from kinemesh.formats import (
 )
 
 if TYPE_CHECKING:
+    from kinemesh.cli._finders import Finder, Wishes
     from kinemesh.inference.boxes import Box
-    from kinemesh.inference.hand_joints import HandJointPredictor
+    from kinemesh.inference.fitting import PeopleFitter
+    from kinemesh.inference.focal import FocalLength
     from kinemesh.inference.images import LoadedImage
-    from kinemesh.inference.keypoints import KeypointPredictor
     from kinemesh.inference.person import Person
-    from kinemesh.inference.predictor import Predictor
 
-    Find = Callable[[LoadedImage, tuple[Box, ...] | None], list[Person]]
-
-Images = Annotated[tyro.conf.Positional[tuple[str, ...]], shown_as("IMAGE|FOLDER|GLOB...")]
-Boxes = Annotated[str | None, shown_as("'X,Y,W,H;...'|FILE.json")]
-Model = Annotated[str | None, shown_as("NAME|FILE")]
-Task = Annotated[
-    Literal["body", "hand", "pose2d"] | None, one_of("body", "hand", "pose2d"), shown_as()
+Images = Annotated[
+    tyro.conf.Positional[tuple[str, ...]], shown_as("IMAGE|FOLDER|GLOB...|VIDEO|CAMERA")
 ]
+Boxes = Annotated[str | None, shown_as("'X,Y,W,H;...'|FILE.json")]
+DetectorName = Annotated[str | None, shown_as("rtdetr|dfine|FOLDER|FILE")]
+Model = Annotated[str | None, shown_as("NAME|FILE")]
+_TASKS = ("body", "hand", "body,hand", "pose2d")
+Task = Annotated[Literal["body", "hand", "body,hand", "pose2d"] | None, one_of(*_TASKS), shown_as()]
 Side = Annotated[
     Literal["left", "right", "auto"] | None, one_of("left", "right", "auto"), shown_as()
 ]
 Score = Annotated[float | None, shown_as("0..1")]
+Focal = Annotated[str, shown_as("auto|PIXELS|DEGREESdeg")]
 Pixels = Annotated[float | None, shown_as("PIXELS")]
 JointNames = Annotated[str | None, shown_as("NAME,...")]
 Formats = Annotated[tuple[str, ...], tyro.conf.arg(metavar=f"{'|'.join(ALL_FORMATS)}...")]
 
-_HELP = """Find people or hands in photos; write pictures, meshes and numbers.
+_HELP = """Find people or hands in photos and videos; write pictures, meshes and numbers.
 
 Examples:
   kinemesh predict photo.jpg
@@ -52,6 +56,10 @@ Examples:
       two people, each given by x,y,width,height in pixels
   kinemesh predict hands/ --task hand --side left --save overlay,json
       a folder of left hands, without mesh files (images come before --save)
+  kinemesh predict photo.jpg --task body,hand --focal 60deg
+      a body with its hands at its wrists; a lens of 60 degrees across the longer side
+  kinemesh predict street.jpg --detector rtdetr --min-box-score 0.6
+      everybody whom a detector finds
   kinemesh predict 'holiday/**/*.jpg' --boxes boxes.json
       photos in sub-folders, with boxes by file name
   kinemesh predict photo.jpg --model metro_3dpw.safetensors --assets smpl/
@@ -64,6 +72,10 @@ Examples:
       2D keypoints of the people in the boxes
   kinemesh predict street.jpg --task pose2d --model sequential.safetensors --min-score 0.7
       2D keypoints of everybody that the sequential network finds
+  kinemesh predict walk.mp4 --smooth 0.7
+      a video: people followed from frame to frame, and smoothed
+  kinemesh predict photo.jpg --parameters
+      also pose and shape of the body model
 
 Exit code: 0 all done, 1 some images failed (they are listed), 2 wrong usage, 130 Ctrl-C.
 """
@@ -74,11 +86,17 @@ def predict(
     out: Path = Path("out"),
     task: Task = None,
     model: Model = None,
+    hand_model: Model = None,
     boxes: Boxes = None,
+    detector: DetectorName = None,
+    min_box_score: Score = None,
+    min_wrist_score: Score = None,
     side: Side = None,
+    focal: Focal = "auto",
     focal_px: Pixels = None,
     device: DeviceName = "auto",
-    save: Formats = ALL_FORMATS,
+    save: Formats = DEFAULT_FORMATS,
+    parameters: bool = False,
     overlay: Literal["png", "jpg"] = "png",
     skeleton: bool = False,
     assets: Assets = None,
@@ -87,19 +105,28 @@ def predict(
     include_background: bool = False,
     explain: bool = False,
     explain_joints: JointNames = None,
+    video: tyro.conf.OmitArgPrefixes[VideoOptions] = VideoOptions(),  # noqa: B008  # frozen
 ) -> int:
     """Find people or hands in photos.
 
     Args:
-        images: Image files, folders, or patterns in quotes.
+        images: Image files, folders, or patterns in quotes; or one video file or camera number.
         out: Folder for the results; made if it is not there.
         task: What to look for; without it what the model recovers, or bodies without a model too.
         model: A model from `kinemesh models` or a .safetensors file, in place of the default one.
+        hand_model: The same for the hands of body,hand.
         boxes: Where the people are; without it each image is one crop. Left, top, width, height.
+        detector: Finds the people: a published network, which is downloaded once, a folder with
+            one, or a file of a sequential network.
+        min_box_score: Boxes with a lower score are left out; with --detector 0.5 if left out.
+        min_wrist_score: For body,hand: wrists that are less sure get no hand, 0.3 if left out.
         side: For hands: which one is shown, right if left out; auto tries both.
-        focal_px: Focal length; else taken from EXIF, else the diagonal of the image.
+        focal: Focal length: pixels, or field of view across the longer side; auto takes it from
+            EXIF, or else the diagonal of the image.
+        focal_px: The same as --focal PIXELS.
         device: Where the network runs.
         save: Files to write for each image, with commas or spaces between; images come before.
+        parameters: Also fit the pose and shape of the body model; bvh and skinned do so anyway.
         overlay: File type of the overlay picture.
         skeleton: Draw the joints found in the image on the overlay.
         assets: Your SMPL or MANO files, for a converted model that does not hold its mesh.
@@ -110,144 +137,188 @@ def predict(
         explain: Also write a picture of what the network looked at, a row for each person.
         explain_joints: Joints whose attention --explain shows, with commas between; unknown names
             are answered with all of them.
+        video: Options for videos.
     """
-    from kinemesh.formats.names import FileKind, check_run
-    from kinemesh.inference.boxes import read_boxes
-    from kinemesh.inference.hand_joints import HandJointPredictor
-    from kinemesh.inference.images import find_images, load_image, skipped_pictures
-    from kinemesh.inference.messages import print_low_scores, print_run, print_skipped
-    from kinemesh.inference.person import check_focal_px
-    from kinemesh.inference.run import output_stems, run_images
+    from kinemesh.cli._finders import Wishes
 
     formats = read_formats(save)
+    check_folder(out)
+    wishes = Wishes(
+        task=task,
+        model=model,
+        hand_model=hand_model,
+        device=device,
+        assets=assets,
+        side=side,
+        focal=_read_lens(focal, focal_px),
+        has_boxes=boxes is not None,
+        detector=detector,
+        min_box_score=min_box_score,
+        min_wrist_score=min_wrist_score,
+        flip_test=flip_test,
+        min_score=min_score,
+        include_background=include_background,
+        explain=_wanted_joints(explain, explain_joints),
+    )
+    results = Results(
+        out,
+        formats,
+        _SUFFIXES[overlay],
+        skeleton,
+        parameters or any(name in PARAMETER_FORMATS for name in formats),
+    )
+    if is_video(images, video):
+        # what moves is fitted when the video is known, with one shape for each track
+        each_frame = replace(results, parameters=parameters)
+        return _predict_video(images[0], video, wishes, boxes, each_frame)
+    return _predict_photos(images, wishes, boxes, results)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What is written.
+
+    Attributes:
+        out: Folder.
+        formats: Files of each photo.
+        suffix: Of pictures.
+        skeleton: Whether joints are drawn.
+        parameters: Whether body models are fitted.
+    """
+
+    out: Path
+    formats: tuple[SaveFormat, ...]
+    suffix: Literal[".png", ".jpg"]
+    skeleton: bool
+    parameters: bool
+
+
+def _predict_photos(
+    images: tuple[str, ...], wishes: "Wishes", boxes: str | None, to: Results
+) -> int:
+    from kinemesh.cli._finders import make_finder
+    from kinemesh.formats.names import FileKind, check_run
+    from kinemesh.inference.boxes import read_boxes
+    from kinemesh.inference.images import find_images, load_image, skipped_pictures
+    from kinemesh.inference.messages import (
+        print_low_scores,
+        print_run,
+        print_skipped,
+        print_without_hands,
+    )
+    from kinemesh.inference.run import output_stems, run_images
+
     paths = find_images(images)
     print_skipped(skipped_pictures(images))
     table = None if boxes is None else read_boxes(boxes)
-    if focal_px is not None:
-        check_focal_px(focal_px)
-    check_folder(out)
-    wanted_joints = _wanted_joints(explain, explain_joints)
-    kinds: tuple[FileKind, ...] = (*formats, "explain") if explain else formats
-    check_run(paths, output_stems(paths), out, kinds, _SUFFIXES[overlay], boxes)
+    kinds: tuple[FileKind, ...] = to.formats
+    kinds += () if wishes.explain is False else ("explain",)
+    check_run(paths, output_stems(paths), to.out, kinds, to.suffix, boxes)
     output = console(stderr=True)
-    if task == "pose2d" and model is None:
-        raise InputError(
-            "--task pose2d: no model of 2D keypoints is shipped. Name yours with --model FILE; "
-            "train one with kinemesh train, or convert an official checkpoint."
-        )
-    predictor = kinemesh.load(model or task or "body", device, assets)
-    _check_task(predictor.task, task, side)
-    if isinstance(predictor, kinemesh.Predictor | HandJointPredictor):
-        _check_mesh_options(flip_test, min_score, include_background)
-        find = _mesh_finder(predictor, side, focal_px, wanted_joints)
-    else:
-        _refuse_to_explain(wanted_joints)
-        find = _keypoint_finder(
-            predictor, boxes is not None, focal_px, flip_test, min_score, include_background
-        )
-    formats = _possible_formats(formats, predictor.has_mesh, predictor.task)
+    finder = make_finder(wishes)
+    formats = _possible_formats(to.formats, finder.has_mesh, finder.task)
+    fitter = _make_fitter(finder, to.parameters, wishes.assets)
+    bodies = {} if fitter is None else {body.name: body for body in fitter.bodies}
+    locate = finder.detector if table is None else table
 
     def process(path: Path, stem: str) -> list[Path]:
         photo = load_image(path)
-        wanted = None if table is None else table.for_image(path)
-        people = find(photo, wanted)
+        people = finder.find(photo, None if locate is None else tuple(locate.detect(photo)))
         print_low_scores(path, people, output)
+        if finder.task == "body,hand":
+            print_without_hands(path, people, output)
         return kinemesh.save(
-            people,
+            people if fitter is None else fitter.fit(people),
             photo,
-            out,
+            to.out,
             stem=stem,
             formats=formats,
-            overlay_suffix=_SUFFIXES[overlay],
-            skeleton=skeleton,
+            overlay_suffix=to.suffix,
+            skeleton=to.skeleton,
+            bodies=bodies,
         )
 
     report = run_images(paths, process, output)
-    print_run(report, out)
+    print_run(report, to.out)
     return report.exit_code
 
 
-_SUFFIXES: dict[str, Literal[".png", ".jpg"]] = {"png": ".png", "jpg": ".jpg"}
+def _predict_video(
+    source: str, options: VideoOptions, wishes: "Wishes", boxes: str | None, to: Results
+) -> int:
+    from kinemesh.cli._finders import make_finder
+    from kinemesh.cli._video_exports import check_video_exports, write_video_exports
+    from kinemesh.cli.video import predict_video
 
-
-def _check_task(found: str, task: str | None, side: str | None) -> None:
-    """Refuse options that the loaded model would silently ignore."""
-    if task is not None and task != found:
+    if wishes.explain is not False:
+        raise InputError("--explain is for photos. Take a frame of the video as a picture.")
+    others = [name for name in to.formats if name not in _OF_VIDEOS]
+    if others and to.formats != DEFAULT_FORMATS:
         raise InputError(
-            f"--task is {task}, but the model given with --model recovers a {found}. "
-            "Leave --task out, or choose another model from: kinemesh models"
+            f"--save {others[0]} is for photos. A video gives its frames as JSON and NPZ, with "
+            "'overlay' a video, and csv, coco, bvh and skinned; see docs/video.md."
         )
-    if side is not None and found != "hand":
-        raise InputError(
-            f"--side {side} is for hands, but the model recovers a {found}. "
-            "Add --task hand, or leave --side out."
-        )
-
-
-def _check_mesh_options(flip_test: bool, min_score: float | None, include_background: bool) -> None:
-    options = {
-        "--flip-test": flip_test,
-        "--min-score": min_score is not None,
-        "--include-background": include_background,
-    }
-    given = [option for option, is_given in options.items() if is_given]
-    if given:
-        raise InputError(
-            f"{given[0]} is for models of 2D keypoints (--task pose2d --model FILE), which this is "
-            "not. Leave it out."
-        )
-
-
-def _mesh_finder(
-    predictor: "Predictor | HandJointPredictor",
-    side: Literal["left", "right", "auto"] | None,
-    focal_px: float | None,
-    explain: bool | tuple[str, ...],
-) -> "Find":
-    """What finds people with a model of bodies or hands, once its options are checked."""
-    _check_side(predictor.tells_sides, side)
-    if isinstance(predictor, kinemesh.Predictor):
-        explained = predictor
-        explained.check_explain(explain)
-
-        def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
-            return explained.predict(photo, wanted, side or "right", focal_px, explain)
-
-        return find
-    _refuse_to_explain(explain)
-    hands = predictor
-
-    def find_hands(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
-        return hands.predict(photo, wanted, side or "right", focal_px)
-
-    return find_hands
-
-
-def _keypoint_finder(
-    predictor: "KeypointPredictor",
-    has_boxes: bool,
-    focal_px: float | None,
-    flip_test: bool,
-    min_score: float | None,
-    include_background: bool,
-) -> "Find":
-    """What finds people with a model of 2D keypoints, once its options are checked."""
-    if focal_px is not None:
-        raise InputError(
-            "--focal-px: a model of 2D keypoints has no use for a focal length. Leave it out."
-        )
-    predictor.check_options(has_boxes, flip_test, min_score, include_background)
+    check_video_exports(source, to.out, to.formats)
+    finder = make_finder(wishes)
+    fitter = _make_fitter(finder, to.parameters, wishes.assets)
+    moving = any(name in PARAMETER_FORMATS for name in to.formats)
+    mover = fitter or _make_fitter(finder, moving, wishes.assets)
 
     def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
-        return predictor.predict(
-            photo,
-            wanted,
-            flip_test=flip_test,
-            min_score=min_score,
-            include_background=include_background,
-        )
+        people = finder.find(photo, wanted)
+        return people if fitter is None else fitter.fit(people)
 
-    return find
+    code = predict_video(
+        source,
+        options,
+        find=find,
+        out=to.out,
+        detect=None if finder.detector is None else finder.detector.detect,
+        boxes=boxes,
+        overlay="overlay" in to.formats,
+        skeleton=to.skeleton,
+        record=_record(wishes) | {"parameters": to.parameters},
+    )
+    if code == 0:
+        write_video_exports(source, to.out, to.formats, mover)
+    return code
+
+
+_SUFFIXES: dict[str, Literal[".png", ".jpg"]] = {"png": ".png", "jpg": ".jpg"}
+_OF_VIDEOS: tuple[SaveFormat, ...] = ("overlay", "json", "npz", "csv", "coco", *PARAMETER_FORMATS)
+
+
+def _record(wishes: "Wishes") -> dict[str, Any]:
+    """What the people of a video depend on, as plain JSON values."""
+    content = asdict(wishes)
+    del content["device"]
+    return content | {"assets": None if wishes.assets is None else str(wishes.assets)}
+
+
+def _make_fitter(finder: "Finder", wanted: bool, assets: Path | None) -> "PeopleFitter | None":
+    if not wanted:
+        return None
+    from kinemesh.inference.fitting import PeopleFitter
+
+    if not finder.has_mesh or not finder.topologies:
+        raise InputError(
+            "--parameters fits a body model to a mesh, but the model recovers joints without one. "
+            "Choose another model from: kinemesh models"
+        )
+    return PeopleFitter(finder.topologies, assets)
+
+
+def _read_lens(focal: str, focal_px: float | None) -> "FocalLength":
+    from kinemesh.inference.focal import AUTO, FocalLength, read_focal
+    from kinemesh.inference.person import check_focal_px
+
+    lens = read_focal(focal)
+    if focal_px is None:
+        return lens
+    if lens != AUTO:
+        raise InputError("--focal and --focal-px say the same thing. Give one of them.")
+    check_focal_px(focal_px)
+    return FocalLength(focal_px, "px")
 
 
 def _wanted_joints(explain: bool, names: str | None) -> bool | tuple[str, ...]:
@@ -257,21 +328,6 @@ def _wanted_joints(explain: bool, names: str | None) -> bool | tuple[str, ...]:
     if not explain:
         raise InputError("--explain-joints says what --explain shows. Add --explain.")
     return tuple(name.strip() for name in names.split(",") if name.strip())
-
-
-def _refuse_to_explain(explain: bool | tuple[str, ...]) -> None:
-    from kinemesh.inference.explanation import CANNOT_EXPLAIN
-
-    if explain is not False:
-        raise InputError(f"--explain: {CANNOT_EXPLAIN}")
-
-
-def _check_side(tells_sides: bool, side: str | None) -> None:
-    if side == "auto" and not tells_sides:
-        raise InputError(
-            "--side auto: this model does not say how sure it is, so it cannot tell left hands "
-            "from right ones. Give --side left or --side right."
-        )
 
 
 def _possible_formats(
@@ -285,4 +341,4 @@ def _possible_formats(
     return possible
 
 
-VERBS = (Verb("predict", "photos to overlays, meshes and joints", predict, _HELP),)
+VERBS = (Verb("predict", "photos and videos to overlays, meshes and joints", predict, _HELP),)

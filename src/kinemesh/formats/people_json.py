@@ -10,6 +10,7 @@ import numpy as np
 
 from kinemesh.errors import InputError
 from kinemesh.files import write_bytes
+from kinemesh.formats.parameters_json import body_record, parameters_record, read_parameters
 from kinemesh.inference.person import Person, PhotoCamera
 from kinemesh.skeletons import get_skeleton
 
@@ -53,6 +54,9 @@ def encode_people(
         "people": [_person(index, person, meshes, mesh) for index, person in enumerate(people)],
         "meshes": meshes,
     }
+    bodies = sorted({p.parameters.body for p in people if p.parameters is not None})
+    if bodies:
+        content["bodies"] = {name: body_record(name) for name in bodies}
     return (_layout(content) + "\n").encode()
 
 
@@ -132,7 +136,7 @@ def _person(
             strict=True,
         )
     ]
-    entry = {
+    entry: dict[str, Any] = {
         "id": index,
         "side": person.side,
         "score": round(float(person.score), 4),
@@ -146,6 +150,10 @@ def _person(
             meshes.append(faces)
         entry["mesh"] = meshes.index(faces)
         entry["vertices"] = _rounded(person.vertices, METRE_DIGITS)
+    if person.owner is not None:
+        entry["owner"] = person.owner
+    if person.parameters is not None:
+        entry["parameters"] = parameters_record(person.parameters)
     return entry
 
 
@@ -167,6 +175,8 @@ def _read_person(entry: dict[str, Any], content: dict[str, Any]) -> Person:
         camera=PhotoCamera(
             camera["focal_px"], tuple(camera["principal_px"]), (image["width"], image["height"])
         ),
+        owner=entry.get("owner"),
+        parameters=read_parameters(entry["parameters"]) if "parameters" in entry else None,
     )
 
 

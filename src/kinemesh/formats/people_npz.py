@@ -3,26 +3,33 @@
 import io
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kinemesh.bodies.parameters import BodyParameters
+from kinemesh.bodies.posable import bone_names
 from kinemesh.errors import InputError
 from kinemesh.files import write_bytes
 from kinemesh.formats.people_json import FORMAT, VERSION, check_format
 from kinemesh.inference.person import Person, PhotoCamera
 
 
-def encode_people_npz(people: Sequence[Person], image_size: tuple[int, int]) -> bytes:
-    """People as the bytes of a compressed .npz file.
+def encode_people_npz(
+    people: Sequence[Person], image_size: tuple[int, int], *, compress: bool = True
+) -> bytes:
+    """People as the bytes of an .npz file.
 
     N people stand along the first axis of every array; ``faces`` holds the distinct face tables and
-    ``faces_index`` which of them each person uses.
+    ``faces_index`` which of them each person uses. Arrays of ``parameters`` are there if anybody
+    has them; those of a person without are NaN.
 
     Args:
         people: People of one photo, all with the same skeleton and number of vertices.
         image_size: Width and height of the photo in pixels.
+        compress: Whether the arrays are compressed, which takes ten times as long.
 
     Raises:
         InputError: Bodies and hands are mixed.
@@ -49,9 +56,12 @@ def encode_people_npz(people: Sequence[Person], image_size: tuple[int, int]) -> 
         "sides": np.array([p.side or "" for p in people], dtype="U5"),
         "faces": _stack(tables, (0, 3), np.int32),
         "faces_index": np.array(indices, np.int64),
-    }
+    } | _parameter_arrays(people)
+    if any(person.owner is not None for person in people):
+        owners = [-1 if person.owner is None else person.owner for person in people]
+        arrays["owners"] = np.array(owners, np.int64)
     stream = io.BytesIO()
-    np.savez_compressed(stream, **arrays)
+    (np.savez_compressed if compress else np.savez)(stream, **arrays)
     return stream.getvalue()
 
 
@@ -92,6 +102,7 @@ def _read_person(arrays: dict[str, np.ndarray], index: int) -> Person:
     x, y, box_width, box_height = arrays["boxes_px"][index].tolist()
     principal_x, principal_y = arrays["principal_px"].tolist()
     side = str(arrays["sides"][index])
+    owner = int(arrays["owners"][index]) if "owners" in arrays else -1
     return Person(
         vertices=arrays["vertices"][index],
         faces=arrays["faces"][arrays["faces_index"][index]].astype(np.int64),
@@ -103,6 +114,48 @@ def _read_person(arrays: dict[str, np.ndarray], index: int) -> Person:
         side="left" if side == "left" else "right" if side == "right" else None,
         score=float(arrays["scores"][index]),
         camera=PhotoCamera(float(arrays["focal_px"]), (principal_x, principal_y), (width, height)),
+        owner=owner if owner >= 0 else None,
+        parameters=_read_parameters(arrays, index),
+    )
+
+
+def _parameter_arrays(people: Sequence[Person]) -> dict[str, np.ndarray]:
+    fitted = [person.parameters for person in people if person.parameters is not None]
+    if not fitted:
+        return {}
+    if len({(one.body, one.rotations.shape, one.shape.shape) for one in fitted}) > 1:
+        raise InputError(
+            "One .npz holds parameters of one body, found several. Save each kind in its own file."
+        )
+    none = replace(
+        fitted[0],
+        rotations=np.full_like(fitted[0].rotations, np.nan),
+        shape=np.full_like(fitted[0].shape, np.nan),
+        translation_m=np.full(3, np.nan, np.float32),
+        residual_mm=np.nan,
+    )
+    rows = [person.parameters or none for person in people]
+    return {
+        "parameters_body": np.array(none.body),
+        "parameters_bones": np.array(bone_names(none.body)),
+        "parameters_rotations": np.stack([row.rotations for row in rows]).astype(np.float32),
+        "parameters_shape": np.stack([row.shape for row in rows]).astype(np.float32),
+        "parameters_translation_m": np.stack([row.translation_m for row in rows]),
+        "parameters_residual_mm": np.array([row.residual_mm for row in rows], np.float64),
+    }
+
+
+def _read_parameters(arrays: dict[str, np.ndarray], index: int) -> BodyParameters | None:
+    if "parameters_body" not in arrays or np.isnan(arrays["parameters_residual_mm"][index]):
+        return None
+    side = str(arrays["sides"][index])
+    return BodyParameters(
+        body=str(arrays["parameters_body"]),
+        rotations=arrays["parameters_rotations"][index],
+        shape=arrays["parameters_shape"][index],
+        translation_m=arrays["parameters_translation_m"][index],
+        residual_mm=float(arrays["parameters_residual_mm"][index]),
+        side="left" if side == "left" else "right" if side == "right" else None,
     )
 
 

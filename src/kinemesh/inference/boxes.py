@@ -3,13 +3,16 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from kinemesh.errors import InputError
+
+if TYPE_CHECKING:
+    from kinemesh.inference.images import LoadedImage
 
 Side = Literal["left", "right"]
 _KEYS = ("bbox", "score", "side")
@@ -61,6 +64,14 @@ class BoxTable:
         self._by_name = by_name
         self._origin = origin
 
+    @property
+    def is_by_name(self) -> bool:
+        """Whether each image has boxes of its own."""
+        return self._by_name is not None
+
+    def __contains__(self, name: str) -> bool:
+        return self._by_name is None or name in self._by_name
+
     def for_image(self, path: str | Path) -> tuple[Box, ...]:
         """Boxes of one image: by its path as given, else by its file name.
 
@@ -76,6 +87,18 @@ class BoxTable:
             f"{self._origin} has no entry for the image '{Path(path).name}'. "
             "Add one (an empty list means that nobody is in the image)."
         )
+
+    def detect(self, photo: "LoadedImage") -> list[Box]:
+        """Boxes of a photo, so that a table can stand for a detector.
+
+        Raises:
+            InputError: The table is by name, and the photo has none or is not in it.
+        """
+        if photo.path is None and self._by_name is not None:
+            raise InputError(
+                f"{self._origin} names boxes by file, but the image is an array. Give its boxes."
+            )
+        return list(self.for_image(photo.path or ""))
 
 
 def read_boxes(text: str) -> BoxTable:
@@ -181,6 +204,31 @@ def check_inside(box: Box, image_size: tuple[int, int]) -> None:
             f"The box {_text(box)} lies outside the image, which is {width}x{height} pixels. "
             "Boxes are x,y,w,h in pixels of the upright image, from its upper left corner."
         )
+
+
+def clip_box(box: Box, image_size: tuple[int, int]) -> Box | None:
+    """The part of a box inside the image (width, height in pixels); None if there is none."""
+    width, height = image_size
+    left, top = max(box.x, 0.0), max(box.y, 0.0)
+    right, bottom = min(box.x + box.width, width), min(box.y + box.height, height)
+    if right <= left or bottom <= top:
+        return None
+    return replace(box, x=left, y=top, width=right - left, height=bottom - top)
+
+
+def at_least(boxes: Iterable[Box], min_score: float) -> list[Box]:
+    """Boxes with at least a score, and those without one."""
+    return [box for box in boxes if box.score is None or box.score >= min_score]
+
+
+def check_score(name: str, value: float) -> None:
+    """Refuse a limit for scores outside of 0..1.
+
+    Raises:
+        InputError: It is outside.
+    """
+    if not 0 <= value <= 1:
+        raise InputError(f"{name}: expected a number from 0 to 1, found {value}.")
 
 
 def whole_image(image_size: tuple[int, int]) -> Box:

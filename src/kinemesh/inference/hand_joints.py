@@ -18,10 +18,11 @@ from kinemesh.geometry.cameras import PerspectiveCamera, ray_rotation
 from kinemesh.geometry.crops import box_to_square, crop_matrix, warp_crop
 from kinemesh.inference.boxes import Box, as_boxes, check_inside, whole_image
 from kinemesh.inference.crop_rule import CropRule
+from kinemesh.inference.focal import photo_camera
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person, PhotoCamera
 from kinemesh.inference.placement import NEAR_M
-from kinemesh.inference.predictor import BATCH_SIZE, photo_camera, resolve_device
+from kinemesh.inference.predictor import BATCH_SIZE, resolve_device
 from kinemesh.models.hand_pose_networks import HandPoseNetwork
 from kinemesh.models.imagenet import normalise_imagenet
 from kinemesh.skeletons import HAND21

@@ -31,9 +31,10 @@ from kinemesh.errors import InputError
 from kinemesh.evaluation.keypoint_readout import KeypointPerson, predict_keypoints, scene_people
 from kinemesh.evaluation.oks import COCO_SIGMAS, select_people
 from kinemesh.inference.boxes import Box, as_boxes, check_inside, whole_image
+from kinemesh.inference.focal import photo_camera
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person, PhotoCamera
-from kinemesh.inference.predictor import photo_camera, resolve_device
+from kinemesh.inference.predictor import resolve_device
 from kinemesh.models.prtr_sequential import SequentialPrtr
 from kinemesh.skeletons import get_skeleton
 

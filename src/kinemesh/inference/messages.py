@@ -20,12 +20,23 @@ def print_skipped(paths: Sequence[Path]) -> None:
 
 def print_low_scores(path: Path, people: Sequence[Person], console: Console) -> None:
     """Say of which people of a photo the score is below ``LOW_SCORE``."""
+    mixed = len({person.kind for person in people}) > 1
     for index, person in enumerate(people, start=1):
         if person.score < LOW_SCORE:
-            where = f"{path.name}, box {index}" if len(people) > 1 else path.name
-            what = "person" if person.side is None else "hand"
-            text = f"{where}: score {person.score:.2f}, probably no {what} here"
-            console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+            what = "person" if person.kind == "body" else "hand"
+            place = f"{what if mixed else 'box'} {index}"
+            where = f"{path.name}, {place}" if len(people) > 1 else path.name
+            _warn(f"{where}: score {person.score:.2f}, probably no {what} here", console)
+
+
+def print_without_hands(path: Path, people: Sequence[Person], console: Console) -> None:
+    """Say that none of the bodies of a photo has a hand."""
+    if people and all(person.kind == "body" for person in people):
+        _warn(f"{path.name}: no wrist is sure enough to find a hand there", console)
+
+
+def _warn(text: str, console: Console) -> None:
+    console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_run(report: RunReport, out: Path) -> None:

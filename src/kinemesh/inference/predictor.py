@@ -1,6 +1,5 @@
 """The predictor: boxes to crops, crops through the network, results to the photo's camera."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from kinemesh.bodies.topology import Topology
 from kinemesh.errors import InputError
-from kinemesh.geometry.cameras import PerspectiveCamera, default_focal_px, ray_rotation
+from kinemesh.geometry.cameras import PerspectiveCamera, ray_rotation
 from kinemesh.geometry.crops import (
     Border,
     box_to_square,
@@ -31,9 +30,10 @@ from kinemesh.inference.explanation import (
     explain_person,
     explained_joints,
 )
+from kinemesh.inference.focal import photo_camera, told_focal_px
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.mesh_networks import adapt_network
-from kinemesh.inference.person import Person, PhotoCamera, check_focal_px
+from kinemesh.inference.person import Person, PhotoCamera
 from kinemesh.inference.placement import place_in_camera
 
 if TYPE_CHECKING:
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 BATCH_SIZE = 16
 EXPLAINED_AT_ONCE = 4
 """Crops in a batch where attention is kept: for PointHMR it takes 32 MB a crop."""
-PLAUSIBLE_FOCAL = (0.1, 100.0)
-"""Shortest and longest focal length that is taken, over the diagonal of the image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +78,17 @@ class _Crops:
         """Pixels (N, 2) of one crop as photo pixels."""
         back = invert_affine(self.matrices[index].double())
         return np.asarray(transform_points(back, torch.from_numpy(points_px)).numpy())
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is asked of one photo: its boxes, whose sides are known, None for a body."""
+
+    photo: LoadedImage
+    boxes: Sequence[Box]
+    sides: Sequence[str | None]
+    crops: _Crops
+    camera: PhotoCamera
 
 
 class Predictor:
@@ -133,6 +142,8 @@ class Predictor:
         side: Literal["left", "right", "auto"] = "right",
         focal_px: float | None = None,
         explain: Explain = False,
+        *,
+        focal: str | float = "auto",
     ) -> list[Person]:
         """Recover one person for each box, or for the whole image.
 
@@ -143,12 +154,13 @@ class Predictor:
             side: Which hand is shown; "auto" runs the network on the crop and on its mirror image
                 and keeps the one that looks more like a right hand to it, which not every network
                 can say (``tells_sides``). A side in a box goes first. Bodies have no side.
-            focal_px: Focal length of the photo in pixels. None takes it from EXIF, or else the
-                diagonal of the image (a field of view of 53 degrees across the diagonal), or for a
-                network with a weak-perspective camera ``crop_rule.focal_sides`` sides of the
-                largest crop if that is longer.
+            focal_px: Focal length of the photo in pixels, if ``focal`` does not say it.
             explain: Also say what the network looked at (``Person.explanation``): True, or the
                 names of the joints whose attention is wanted.
+            focal: Focal length of the photo: pixels, or the field of view across its longer side
+                (``"60deg"``). "auto" takes it from EXIF, or else the diagonal of the image (a field
+                of view of 53 degrees across the diagonal), or for a network with a weak-perspective
+                camera ``crop_rule.focal_sides`` sides of the largest crop if that is longer.
 
         Returns:
             One person a box, in the order of the boxes, all in one camera frame.
@@ -159,29 +171,77 @@ class Predictor:
         """
         joints = self.check_explain(explain)
         photo = as_photo(image)
+        told_px = told_focal_px(focal, focal_px, photo.size)
+        return self._recover([self._place(photo, boxes, side, told_px)], joints)[0]
+
+    def predict_many(
+        self,
+        photos: Sequence[LoadedImage],
+        boxes: Sequence[Sequence[Box] | None],
+        side: Literal["left", "right", "auto"] = "right",
+        focal_px: float | None = None,
+    ) -> list[list[Person]]:
+        """As `predict` of each photo with its boxes; their crops share the network's batches.
+
+        Args:
+            photos: Photos, or frames of a video.
+            boxes: Boxes of each photo, or None for the whole of it.
+            side: See `predict`.
+            focal_px: Focal length of all photos in pixels; None finds it for each.
+
+        Returns:
+            The people of each photo.
+
+        Raises:
+            InputError: As for `predict`.
+        """
+        placed = [
+            self._place(photo, wanted, side, focal_px)
+            for photo, wanted in zip(photos, boxes, strict=True)
+        ]
+        return self._recover(placed)
+
+    def _place(
+        self,
+        photo: LoadedImage,
+        boxes: str | Iterable[Box | Sequence[float] | Mapping[str, Any]] | None,
+        side: str,
+        focal_px: float | None,
+    ) -> _Task:
+        """Check what is asked of a photo, and where its crops lie."""
         wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
         for box in wanted:
             check_inside(box, photo.size)
         rule = self.crop_rule
         crops = _Crops.around(wanted, 1.0 if boxes is None else rule.margin, self.resolution)
         camera = photo_camera(photo, focal_px, rule.focal_sides, crops.largest_px)
-        if not wanted:
-            return []
-        cuts = crops.cut(photo.pixels, rule.border)
-        sides = [self._side_of(box, side) for box in wanted]
-        answers = self._answers(cuts, sides, bool(joints))
+        return _Task(photo, wanted, [self._side_of(box, side) for box in wanted], crops, camera)
+
+    def _recover(self, tasks: Sequence[_Task], joints: Sequence[str] = ()) -> list[list[Person]]:
+        """People of each photo, explained where joints are named."""
+        cuts = [
+            cut
+            for task in tasks
+            for cut in task.crops.cut(task.photo.pixels, self.crop_rule.border)
+        ]
+        sides = [side for task in tasks for side in task.sides]
+        answers = iter(self._answers(cuts, sides, bool(joints)))
+        return [self._people(task, [next(answers) for _ in task.boxes], joints) for task in tasks]
+
+    def _people(
+        self,
+        task: _Task,
+        answers: Sequence[tuple[CropPrediction, Side | None]],
+        joints: Sequence[str],
+    ) -> list[Person]:
+        crops, camera = task.crops, task.camera
         turns = ray_rotation(crops.centers_px, _perspective(camera)).double().numpy()
-        people = [
-            self._person(
-                found, crops.to_photo(index, found[0].joints_px), turns[index], box, camera
-            )
-            for index, (found, box) in enumerate(zip(answers, wanted, strict=True))
-        ]
-        squares = [crops.square(index) for index in range(len(people))]
-        return [
-            self._explained(person, answer.evidence, joints, square)
-            for person, (answer, _), square in zip(people, answers, squares, strict=True)
-        ]
+        people = []
+        for index, (found, box) in enumerate(zip(answers, task.boxes, strict=True)):
+            joints_px = crops.to_photo(index, found[0].joints_px)
+            person = self._person(found, joints_px, turns[index], box, camera)
+            people.append(self._explained(person, found[0].evidence, joints, crops.square(index)))
+        return people
 
     def check_explain(self, explain: Explain) -> tuple[str, ...]:
         """Names of the joints that ``explain`` asks for; none if nothing is to be explained.
@@ -362,44 +422,6 @@ def resolve_device(device: str) -> torch.device:
             "CUDA device. Use cpu, or look with: kinemesh doctor"
         )
     return found
-
-
-def photo_camera(
-    photo: LoadedImage,
-    focal_px: float | None = None,
-    focal_sides: float = 0.0,
-    crop_side_px: float = 0.0,
-) -> PhotoCamera:
-    """Camera of a photo: centred principal point; focal length given, from EXIF, or a guess.
-
-    The guess is the diagonal of the image, a field of view of 2 atan(1/2) = 53 degrees across it,
-    which is a 43 mm lens on 35-mm film, or, if that is longer, ``focal_sides`` times the side of
-    the largest crop (of which no more than the diagonal counts).
-
-    Raises:
-        InputError: ``focal_px`` is not a positive finite number, or not plausible for the size of
-            the photo (``PLAUSIBLE_FOCAL``).
-    """
-    width, height = photo.size
-    if focal_px is None:
-        diagonal = default_focal_px(photo.size)
-        guess = max(diagonal, focal_sides * min(crop_side_px, diagonal))
-        focal_px = photo.focal_px or guess
-    else:
-        check_focal_px(focal_px)
-        _check_plausible(focal_px, photo.size)
-    return PhotoCamera(float(focal_px), (width / 2, height / 2), (width, height))
-
-
-def _check_plausible(focal_px: float, image_size: tuple[int, int]) -> None:
-    shortest, longest = (factor * math.hypot(*image_size) for factor in PLAUSIBLE_FOCAL)
-    if not shortest <= focal_px <= longest:
-        width, height = image_size
-        raise InputError(
-            f"A focal length of {focal_px:g} pixels is not plausible for an image of "
-            f"{width}x{height}; expected {shortest:.0f} to {longest:.0f} (0.1 to 100 times its "
-            "diagonal). Give pixels, not millimetres, or leave it out."
-        )
 
 
 def _perspective(camera: PhotoCamera) -> PerspectiveCamera:

@@ -1,0 +1,260 @@
+"""From the options of ``kinemesh predict`` to what finds people in a photo, all checked before."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import kinemesh
+from kinemesh.errors import InputError
+from kinemesh.inference.explanation import CANNOT_EXPLAIN
+
+if TYPE_CHECKING:
+    from kinemesh.bodies.topology import Topology
+    from kinemesh.inference.boxes import Box
+    from kinemesh.inference.detectors import Detector
+    from kinemesh.inference.focal import FocalLength
+    from kinemesh.inference.hand_joints import HandJointPredictor
+    from kinemesh.inference.images import LoadedImage
+    from kinemesh.inference.keypoints import KeypointPredictor
+    from kinemesh.inference.people import PeoplePredictor
+    from kinemesh.inference.person import Person
+    from kinemesh.inference.predictor import Predictor
+
+    AnyPredictor = Predictor | HandJointPredictor | KeypointPredictor | PeoplePredictor
+
+PeopleTask = Literal["body", "hand", "body,hand", "pose2d"]
+Find = Callable[["LoadedImage", "tuple[Box, ...] | None"], "list[Person]"]
+"""People of a photo in its boxes; None is the whole photo, or a network that finds people."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The options that say what is looked for, and how; see ``kinemesh predict --help``."""
+
+    task: PeopleTask | None
+    model: str | None
+    hand_model: str | None
+    device: str
+    assets: Path | None
+    side: Literal["left", "right", "auto"] | None
+    focal: "FocalLength"
+    has_boxes: bool
+    detector: str | None
+    min_box_score: float | None
+    min_wrist_score: float | None
+    flip_test: bool
+    min_score: float | None
+    include_background: bool
+    explain: bool | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Finder:
+    """What finds people.
+
+    Attributes:
+        find: The people of a photo.
+        task: What they are.
+        has_mesh: Whether they have a mesh.
+        topologies: Of their meshes.
+        detector: What says where they are, if anything does.
+    """
+
+    find: Find
+    task: str
+    has_mesh: bool
+    topologies: "Sequence[Topology]"
+    detector: "Detector | None" = None
+
+
+def make_finder(wishes: Wishes) -> Finder:
+    """Load what is needed and refuse options that it would ignore.
+
+    Raises:
+        InputError: A model or detector cannot be had, or options contradict it or each other.
+        MissingExtraError: The detector needs an extra.
+    """
+    _check_wishes(wishes)
+    predictor = _load(wishes)
+    _check_task(predictor.task, wishes)
+    find = _find_with(predictor, wishes)
+    if wishes.min_box_score is not None:
+        find = _with_least_score(find, wishes.min_box_score)
+    found = Finder(find, predictor.task, predictor.has_mesh, _topologies(predictor))
+    return found if wishes.detector is None else _with_detector(found, wishes)
+
+
+def _check_wishes(wishes: Wishes) -> None:
+    """Refuse what no model could make sense of."""
+    from kinemesh.inference.boxes import check_score
+
+    if wishes.task == "pose2d" and wishes.model is None:
+        raise InputError(
+            "--task pose2d: no model of 2D keypoints is shipped. Name yours with --model FILE; "
+            "train one with kinemesh train, or convert an official checkpoint."
+        )
+    if wishes.detector is not None and wishes.has_boxes:
+        raise InputError("--boxes and --detector both say where people are. Give one of them.")
+    if wishes.min_box_score is not None:
+        check_score("--min-box-score", wishes.min_box_score)
+        if wishes.detector is None and not wishes.has_boxes:
+            raise InputError("--min-box-score is about boxes. Add --detector or --boxes.")
+    together = {"--hand-model": wishes.hand_model, "--min-wrist-score": wishes.min_wrist_score}
+    given = [option for option, value in together.items() if value is not None]
+    if given and wishes.task != "body,hand":
+        raise InputError(f"{given[0]} is for bodies with their hands. Add --task body,hand.")
+
+
+def _load(wishes: Wishes) -> "AnyPredictor":
+    if wishes.task != "body,hand":
+        return kinemesh.load(wishes.model or wishes.task or "body", wishes.device, wishes.assets)
+    from kinemesh.inference.people import MIN_WRIST_SCORE, PeoplePredictor
+
+    limit = MIN_WRIST_SCORE if wishes.min_wrist_score is None else wishes.min_wrist_score
+    body = kinemesh.load(wishes.model or "body", wishes.device, wishes.assets)
+    hand = kinemesh.load(wishes.hand_model or "hand", wishes.device, wishes.assets)
+    return PeoplePredictor(body, hand, limit)  # type: ignore[arg-type]  # it looks at both
+
+
+def _topologies(predictor: "AnyPredictor") -> "list[Topology]":
+    from kinemesh.inference.people import PeoplePredictor
+
+    if isinstance(predictor, PeoplePredictor):
+        return [predictor.body.topology, predictor.hand.topology]
+    return [predictor.topology] if isinstance(predictor, kinemesh.Predictor) else []
+
+
+def _check_task(found: str, wishes: Wishes) -> None:
+    """Refuse options that the loaded model would silently ignore."""
+    if wishes.task is not None and wishes.task != found:
+        raise InputError(
+            f"--task is {wishes.task}, but the model given with --model recovers a {found}. "
+            "Leave --task out, or choose another model from: kinemesh models"
+        )
+    if wishes.side is not None and found == "body,hand":
+        raise InputError(
+            f"--side {wishes.side}: bodies tell their left hand from their right one. Leave it out."
+        )
+    if wishes.side is not None and found != "hand":
+        raise InputError(
+            f"--side {wishes.side} is for hands, but the model recovers a {found}. "
+            "Add --task hand, or leave --side out."
+        )
+    if wishes.detector is not None and found == "hand":
+        raise InputError(
+            "--detector finds people, and --task hand wants boxes of hands. Add --task body,hand "
+            "to find the hands of people, or say where hands are with --boxes."
+        )
+
+
+def _find_with(predictor: "AnyPredictor", wishes: Wishes) -> Find:
+    from kinemesh.inference.keypoints import KeypointPredictor
+    from kinemesh.inference.people import PeoplePredictor
+
+    if isinstance(predictor, KeypointPredictor):
+        return _keypoint_finder(predictor, wishes)
+    _check_mesh_options(wishes)
+    if isinstance(predictor, PeoplePredictor):
+        return _people_finder(predictor, wishes)
+    return _mesh_finder(predictor, wishes)
+
+
+def _check_mesh_options(wishes: Wishes) -> None:
+    options = {
+        "--flip-test": wishes.flip_test,
+        "--min-score": wishes.min_score is not None,
+        "--include-background": wishes.include_background,
+    }
+    given = [option for option, is_given in options.items() if is_given]
+    if given:
+        raise InputError(
+            f"{given[0]} is for models of 2D keypoints (--task pose2d --model FILE), which this is "
+            "not. Leave it out."
+        )
+
+
+def _mesh_finder(predictor: "Predictor | HandJointPredictor", wishes: Wishes) -> Find:
+    """What finds people with a model of bodies or hands."""
+    side = wishes.side
+    if side == "auto" and not predictor.tells_sides:
+        raise InputError(
+            "--side auto: this model does not say how sure it is, so it cannot tell left hands "
+            "from right ones. Give --side left or --side right."
+        )
+    more: list[Any] = []
+    if isinstance(predictor, kinemesh.Predictor):
+        predictor.check_explain(wishes.explain)
+        more = [wishes.explain]
+    else:
+        _refuse_to_explain(wishes.explain)
+
+    def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
+        focal_px = wishes.focal.in_pixels(photo.size)
+        return predictor.predict(photo, boxes, side or "right", focal_px, *more)
+
+    return find
+
+
+def _people_finder(predictor: "PeoplePredictor", wishes: Wishes) -> Find:
+    """What finds bodies with their hands."""
+    if wishes.explain is not False:
+        raise InputError(
+            "--explain explains one network. Choose --task body or --task hand, or leave it out."
+        )
+
+    def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
+        return predictor.predict(photo, boxes, wishes.focal.in_pixels(photo.size))
+
+    return find
+
+
+def _keypoint_finder(predictor: "KeypointPredictor", wishes: Wishes) -> Find:
+    """What finds people with a model of 2D keypoints."""
+    from kinemesh.inference.focal import AUTO
+
+    _refuse_to_explain(wishes.explain)
+    if wishes.focal != AUTO:
+        raise InputError(
+            "--focal: a model of 2D keypoints has no use for a focal length. Leave it out."
+        )
+    has_boxes = wishes.has_boxes or wishes.detector is not None
+    options: dict[str, Any] = {
+        "flip_test": wishes.flip_test,
+        "min_score": wishes.min_score,
+        "include_background": wishes.include_background,
+    }
+    predictor.check_options(has_boxes, **options)
+
+    def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
+        return predictor.predict(photo, boxes, **options)
+
+    return find
+
+
+def _refuse_to_explain(explain: bool | tuple[str, ...]) -> None:
+    if explain is not False:
+        raise InputError(f"--explain: {CANNOT_EXPLAIN}")
+
+
+def _with_least_score(find: Find, min_score: float) -> Find:
+    from kinemesh.inference.boxes import at_least
+
+    def find_sure(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
+        return find(photo, None if boxes is None else tuple(at_least(boxes, min_score)))
+
+    return find_sure
+
+
+def _with_detector(finder: Finder, wishes: Wishes) -> Finder:
+    """People that were found twice are left out: nobody asked for the boxes of a detector."""
+    from kinemesh.inference.detectors import MIN_BOX_SCORE, load_detector
+    from kinemesh.inference.duplicates import suppress_people
+
+    limit = MIN_BOX_SCORE if wishes.min_box_score is None else wishes.min_box_score
+    detector = load_detector(str(wishes.detector), wishes.device, limit)
+
+    def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
+        return suppress_people(finder.find(photo, boxes))
+
+    return replace(finder, find=find, detector=detector)
