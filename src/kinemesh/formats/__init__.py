@@ -1,4 +1,4 @@
-"""Results as files: overlay picture, views of 3D joints, GLB, OBJ, JSON and NPZ."""
+"""Results as files: pictures, meshes, skeletons that move, tables and arrays (docs/exports.md)."""
 
 import difflib
 from collections.abc import Iterable, Sequence
@@ -7,10 +7,23 @@ from typing import Literal, get_args
 
 from kinemesh.errors import InputError
 
-SaveFormat = Literal["overlay", "views", "glb", "obj", "json", "npz"]
-ALL_FORMATS: tuple[SaveFormat, ...] = get_args(SaveFormat)
-MESH_FORMATS: tuple[SaveFormat, ...] = ("glb", "obj")
-"""They hold nothing but meshes."""
+DefaultFormat = Literal["overlay", "views", "glb", "obj", "json", "npz"]
+FurtherFormat = Literal["ply", "csv", "coco", "bvh", "skinned", "depth", "normals", "mask"]
+SaveFormat = DefaultFormat | FurtherFormat
+DEFAULT_FORMATS: tuple[SaveFormat, ...] = get_args(DefaultFormat)
+"""Written where nothing else is asked for."""
+ALL_FORMATS: tuple[SaveFormat, ...] = (*DEFAULT_FORMATS, *get_args(FurtherFormat))
+PARAMETER_FORMATS: tuple[SaveFormat, ...] = ("bvh", "skinned")
+"""They hold the pose of a body model, which is fitted to the mesh (docs/parameters.md)."""
+SURFACE_FORMATS: tuple[SaveFormat, ...] = ("depth", "normals", "mask")
+MESH_FORMATS: tuple[SaveFormat, ...] = (
+    "glb",
+    "obj",
+    "ply",
+    *PARAMETER_FORMATS,
+    *SURFACE_FORMATS,
+)
+"""They hold nothing but meshes, or what comes from them."""
 JOINT_FORMATS: tuple[SaveFormat, ...] = ("views",)
 """They show 3D joints of people without a mesh, which would hide them."""
 
@@ -53,16 +66,16 @@ def possible_formats(
 
     Args:
         formats: Those that are wanted.
-        mesh: Whether the people have a mesh; without one there are no GLB and OBJ.
+        mesh: Whether the people have a mesh; without one there are no `MESH_FORMATS`.
         depth: Whether their joints have a place in 3D; views show those of people without a mesh.
 
     Raises:
-        InputError: One was chosen that cannot be; that all formats are wanted is no choice.
+        InputError: One was chosen that cannot be; that the default ones are wanted is no choice.
     """
     impossible: tuple[SaveFormat, ...] = () if mesh else MESH_FORMATS
     impossible += JOINT_FORMATS if mesh or not depth else ()
     chosen = [name for name in formats if name in impossible]
-    if chosen and set(formats) != set(ALL_FORMATS):
+    if chosen and set(formats) != set(DEFAULT_FORMATS):
         shown = (
             "holds a mesh, but the model recovers joints without one"
             if chosen[0] in MESH_FORMATS

@@ -12,18 +12,18 @@ from kinemesh.errors import InputError
 from kinemesh.files import atomic_path
 from kinemesh.formats import (
     ALL_FORMATS,
+    DEFAULT_FORMATS,
     JOINT_FORMATS,
     MESH_FORMATS,
+    PARAMETER_FORMATS,
     SaveFormat,
     check_folder,
     possible_formats,
 )
+from kinemesh.formats.contents import Bodies, encode_people_as, parameters_of, split_kinds
 from kinemesh.formats.explanation_picture import encode_explanations
-from kinemesh.formats.glb import encode_glb
-from kinemesh.formats.names import FileKind, check_targets, result_names
-from kinemesh.formats.obj import encode_obj
-from kinemesh.formats.people_json import encode_people
-from kinemesh.formats.people_npz import encode_people_npz
+from kinemesh.formats.glb import person_name
+from kinemesh.formats.names import FileKind, check_targets, file_names
 from kinemesh.formats.picture import encode_overlay, encode_views
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person
@@ -35,9 +35,10 @@ def save(
     out_dir: str | Path,
     *,
     stem: str | None = None,
-    formats: Sequence[SaveFormat] = ALL_FORMATS,
+    formats: Sequence[SaveFormat] = DEFAULT_FORMATS,
     overlay_suffix: Literal[".png", ".jpg"] = ".png",
     skeleton: bool = False,
+    bodies: Bodies | None = None,
 ) -> list[Path]:
     """Write what was found in a photo; either all of the files or none.
 
@@ -49,24 +50,27 @@ def save(
     ``<stem>.npz``. Without people there is no mesh and so no GLB or OBJ; nor are there for people
     of a network without a mesh, whose overlay shows the joints instead. Their 3D joints are drawn
     in ``<stem>_views.png``. Where people have an ``explanation`` it is drawn in
-    ``<stem>_explain.png``, whatever formats are chosen.
+    ``<stem>_explain.png``, whatever formats are chosen. Hands beside bodies have an .npz of their
+    own, ``<stem>_hands.npz``. docs/exports.md lists the files of the further formats.
 
     Args:
         people: What `Predictor.predict` returned for the photo.
         image: The photo, to draw on and to name in the JSON.
         out_dir: Folder; made if it is not there.
         stem: Start of the file names; None takes the photo's name, or "people" for an array.
-        formats: Which files to write.
+        formats: Which files to write; others than the default ones must be named.
         overlay_suffix: ".png" or ".jpg", of all pictures.
         skeleton: Whether the overlay also shows the joints found in the image.
+        bodies: For BVH and skinned GLB of SMPL and MANO their posable bodies by name.
 
     Returns:
         The written files.
 
     Raises:
-        InputError: A format is unknown, or GLB or OBJ was chosen for people without a mesh; the
-            image is unreadable; ``out_dir`` is a file, a folder has the name of a file to write, or
-            a file to write is the photo itself or a JSON file of another format.
+        InputError: A format is unknown, or cannot hold these people (a file of meshes for people
+            without one, a BVH or skinned GLB without fitted parameters); the image is unreadable;
+            ``out_dir`` is a file, a folder has the name of a file to write, or a file to write is
+            the photo itself or a JSON file of another format.
         OSError: The folder is not writable or the disk is full.
     """
     photo = as_photo(image)
@@ -77,20 +81,28 @@ def save(
     kinds: list[FileKind] = [*_wanted(formats, people)]
     if any(person.explanation is not None for person in people):
         kinds.append("explain")
-    names = result_names(stem, kinds, overlay_suffix)
-    targets = {name: folder / file_name for name, file_name in names.items()}
-    check_targets(list(targets.values()), [] if photo.path is None else [photo.path], None)
+    labels = [person_name(index, person) for index, person in enumerate(people)]
+    mixed = len(split_kinds(people)) > 1
+    targets = {
+        kind: [
+            folder / name for name in file_names(stem, kind, labels, overlay_suffix, mixed=mixed)
+        ]
+        for kind in kinds
+    }
+    inputs = [] if photo.path is None else [photo.path]
+    check_targets([path for paths in targets.values() for path in paths], inputs, None)
     files: dict[Path, bytes] = {}
-    for name, target in targets.items():
-        if name == "overlay":
-            picture = encode_overlay(photo.pixels, people, overlay_suffix, skeleton=skeleton)
-            files[target] = picture
-        elif name == "views":
-            files[target] = encode_views(people, overlay_suffix)
-        elif name == "explain":
-            files[target] = encode_explanations(photo.pixels, people, overlay_suffix)
+    for kind, paths in targets.items():
+        if kind == "overlay":
+            contents = [encode_overlay(photo.pixels, people, overlay_suffix, skeleton=skeleton)]
+        elif kind == "views":
+            contents = [encode_views(people, overlay_suffix)]
+        elif kind == "explain":
+            contents = [encode_explanations(photo.pixels, people, overlay_suffix)]
         else:
-            files[target] = _encode(name, people, photo)
+            name = None if photo.path is None else photo.path.name
+            contents = list(encode_people_as(kind, people, photo.size, name, bodies))
+        files |= zip(paths, contents, strict=True)
     folder.mkdir(parents=True, exist_ok=True)
     _write_together(files)
     return list(files)
@@ -123,15 +135,7 @@ def _wanted(formats: Sequence[str], people: Sequence[Person]) -> list[SaveFormat
     wanted = [name for name in ALL_FORMATS if name in formats]
     if not people:
         return [name for name in wanted if name not in MESH_FORMATS + JOINT_FORMATS]
+    if any(name in PARAMETER_FORMATS for name in wanted):
+        parameters_of(people)
     mesh = all(person.has_mesh for person in people)
     return list(possible_formats(wanted, mesh=mesh, depth=all(p.has_depth for p in people)))
-
-
-def _encode(name: SaveFormat, people: Sequence[Person], photo: LoadedImage) -> bytes:
-    if name == "glb":
-        return encode_glb(people)
-    if name == "obj":
-        return encode_obj(people)
-    if name == "npz":
-        return encode_people_npz(people, photo.size)
-    return encode_people(people, photo.size, photo.path.name if photo.path is not None else None)
