@@ -1,0 +1,190 @@
+"""The results of a video run in a folder, and how a run that was broken off goes on.
+
+Beside the files of `kinemesh.formats.frames` and the overlay there is ``STEM_frames/run.json``,
+which says with what options they were made, and as long as the run is not finished also
+``STEM_frames/raw/``, what the network found before it was refined.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kinemesh.errors import InputError
+from kinemesh.files import write_json
+from kinemesh.formats import check_folder
+from kinemesh.formats.frames import (
+    ENDING,
+    FrameArrays,
+    FramesHeader,
+    FramesWriter,
+    complete_lines,
+)
+from kinemesh.formats.video import PART_FRAMES, OverlayVideo, check_video_target
+from kinemesh.inference.video_frame import VideoFrame
+
+FORMAT = "kinemesh.video-run"
+VERSION = 1
+Options = Mapping[str, Any]
+
+
+class VideoResults:
+    """Where the frames of a run go; see `kinemesh.inference.video_run.Results`.
+
+    Args:
+        folder: Folder of results; made if it is not there.
+        stem: Start of the names of the files.
+        header: First line of the file of frames.
+        find: What the people that are found depend on, as plain JSON values by option.
+        refine: What the refined frames depend on besides.
+        resume: Whether results that are there are gone on from.
+        overlay: Whether an overlay video is made.
+        sound: File whose sound it gets.
+        skeleton: Whether joints are drawn on it.
+        part_frames: Frames of the overlay that a run which is killed may have to draw again.
+
+    Attributes:
+        is_complete: Whether a run with the same options came to its end before; there is nothing
+            left to do.
+        journal: People as they were found.
+        overlay: The overlay video, None if there is none.
+
+    Raises:
+        InputError: There are results of an unfinished run and ``resume`` is False, or of a run with
+            other options and it is True; or a file in the way is not ours.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        stem: str,
+        header: FramesHeader,
+        find: Options,
+        refine: Options,
+        *,
+        resume: bool = False,
+        overlay: bool = True,
+        sound: Path | None = None,
+        skeleton: bool = False,
+        part_frames: int = PART_FRAMES,
+    ) -> None:
+        folder = Path(folder)
+        check_folder(folder)
+        self._place = folder / f"{stem}{ENDING}"
+        self._state = self._place / "run.json"
+        target = folder / f"{stem}_overlay.mp4"
+        check_video_target(target, header.source)
+        find, refine = _plain(find), _plain(refine)
+        before = self._read_state()
+        if before is None and self._place.exists():
+            raise InputError(
+                f"Expected to write to '{self._place}', found a folder of that name that kinemesh "
+                "did not write. Choose another folder with --out, or rename it."
+            )
+        self._record = {"format": FORMAT, "version": VERSION, "find": find, "refine": refine}
+        self.is_complete = resume and before == self._record | {"finished": True}
+        if before is not None and not self.is_complete:
+            if before["finished"]:
+                shutil.rmtree(self._place)
+                before = None
+            elif resume:
+                self._check_same(before["find"], find)
+            else:
+                self._refuse_unfinished()
+        same = before is not None and before["refine"] == refine
+        self._place.mkdir(parents=True, exist_ok=True)
+        write_json(self._state, self._record | {"finished": self.is_complete})
+        self.journal = FrameArrays(self._place / "raw", compress=False)
+        kept = self._kept(folder / f"{stem}{ENDING}.jsonl") if same else 0
+        self._writer = FramesWriter(folder, stem, header, kept)
+        self._finished = kept
+        self.overlay: OverlayVideo | None = None
+        if overlay and not self.is_complete:
+            self.overlay = OverlayVideo(
+                target,
+                self._place / "parts",
+                (header.frame_rate or 25.0) / header.every,
+                sound,
+                keep_parts=same,
+                skeleton=skeleton,
+                part_frames=part_frames,
+            )
+        self._target = target
+
+    @property
+    def finished(self) -> int:
+        """How many refined frames are written."""
+        return self._finished
+
+    @property
+    def paths(self) -> list[Path]:
+        """The files to look at first."""
+        return [path for path in (self._target, self._writer.path) if path.is_file()]
+
+    def write(self, frame: VideoFrame) -> None:
+        """Write the next refined frame.
+
+        Raises:
+            OSError: The folder is not writable or the disk is full.
+        """
+        self._writer.write(frame)
+        self._finished += 1
+
+    def close(self, *, finished: bool) -> None:
+        """End the run.
+
+        Args:
+            finished: Whether it came to its end, so that another one may replace its results.
+        """
+        self._writer.close()
+        if finished:
+            write_json(self._state, self._record | {"finished": True})
+            shutil.rmtree(self.journal.folder, ignore_errors=True)
+
+    def _read_state(self) -> dict[str, Any] | None:
+        if not self._state.is_file():
+            return None
+        try:
+            state = json.loads(self._state.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"Cannot read '{self._state}': {error}.") from error
+        if state.get("format") != FORMAT or state.get("version") != VERSION:
+            raise InputError(
+                f"Expected '{self._state}' to be {FORMAT} version {VERSION}, found something else. "
+                "Choose another folder with --out."
+            )
+        return dict(state)
+
+    def _refuse_unfinished(self) -> None:
+        raise InputError(
+            f"'{self._place}' holds a run that was not finished. Go on with it by adding --resume, "
+            f"or begin anew after: rm -r '{self._place}'"
+        )
+
+    def _check_same(self, before: Options, now: Options) -> None:
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                raise InputError(
+                    f"--resume: the run in '{self._place}' had {name} = {before.get(name)!r}, now "
+                    f"it is {now.get(name)!r}. Give the same, or begin anew without --resume in "
+                    "another folder."
+                )
+
+    def _kept(self, lines: Path) -> int:
+        """How many refined frames are complete."""
+        if not lines.is_file():
+            return 0
+        frames = complete_lines(lines)[1:]
+        arrays = FrameArrays(self._place)
+        complete = 0
+        for line in frames:
+            if not arrays.has(int(line["frame"])):
+                break
+            complete += 1
+        return complete
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    """Options as they come back from a JSON file."""
+    return dict(json.loads(json.dumps(dict(options), allow_nan=False)))

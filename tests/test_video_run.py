@@ -1,0 +1,329 @@
+"""Whole runs over tiny videos: what is found, written and drawn; killed runs that go on."""
+
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from kinemesh.cli.video import VideoOptions, is_video, predict_video
+from kinemesh.errors import InputError, KinemeshError
+from kinemesh.formats.frames import FrameArrays, FramesFile, FramesHeader, FramesWriter
+from kinemesh.formats.video import draw_frame
+from kinemesh.inference.boxes import Box
+from kinemesh.inference.pipeline import StageClock, in_thread
+from kinemesh.inference.video_frame import TrackedPerson, VideoFrame
+from kinemesh.inference.video_run import RunRule, VideoRun, one_by_one
+from kinemesh.inference.video_source import DamagedVideoError, FileSource
+from tests.fake_predictor import fake_people, fake_predictor
+from tests.video_files import HEIGHT, RATE, WIDTH, decode, spot_frames, spot_x, write_video
+from tests.video_worker import run as run_worker
+
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "walk.mp4"
+    return write_video(path, spot_frames(FRAMES), sound="aac")
+
+
+def find(photo, boxes):
+    return fake_predictor("body").predict(photo, boxes)
+
+
+def predict(video, out, **options):
+    keywords = {
+        name: options.pop(name) for name in ("boxes", "detect", "overlay") if name in options
+    }
+    return predict_video(str(video), VideoOptions(**options), find=find, out=out, **keywords)
+
+
+def assert_same(first, second):
+    one, two = FramesFile.find(first), FramesFile.find(second)
+    assert one.path.read_bytes() == two.path.read_bytes()
+    for a, b in zip(one, two, strict=True):
+        assert [p.track for p in a.people] == [p.track for p in b.people]
+        for p, q in zip(a.people, b.people, strict=True):
+            for name in ("vertices", "joints", "joints_px", "joint_confidence"):
+                np.testing.assert_array_equal(getattr(p.person, name), getattr(q.person, name))
+    (pictures, times), (others, other_times) = decode(one.overlay), decode(two.overlay)
+    np.testing.assert_array_equal(pictures, others)
+    assert times == other_times
+
+
+def test_a_video_from_end_to_end(video, tmp_path, capsys):
+    table = {str(i): [[spot_x(i) - 20, 28, 40, 40]] for i in range(FRAMES)}
+    (tmp_path / "boxes.json").write_text(json.dumps(table), "utf-8")
+    assert predict(video, tmp_path, smooth=0.2, boxes=str(tmp_path / "boxes.json")) == 0
+    found = FramesFile.find(tmp_path)
+    assert (len(found), found.tracks, found.header.image_size) == (FRAMES, (1,), (WIDTH, HEIGHT))
+    assert found.times_s == pytest.approx(np.arange(FRAMES) / RATE)
+    middles = [frame.people[0].person.joints_px[:, 0].mean() for frame in found]
+    offset = middles[5] - spot_x(5)
+    assert middles == pytest.approx([spot_x(i) + offset for i in range(FRAMES)], abs=1.5)
+    pictures, times = decode(found.overlay)
+    assert times == pytest.approx([i / RATE for i in range(FRAMES)], abs=1e-3)
+    assert np.abs(pictures[5].astype(int) - spot_frames(6)[5]).max() > 60  # a mesh was drawn
+    with av.open(str(found.overlay)) as container:
+        (sound,) = container.streams.audio
+        assert sound.codec_context.name == "aac"
+        assert float(sound.duration * sound.time_base) == pytest.approx(FRAMES / RATE, abs=0.2)
+    shown = capsys.readouterr().out
+    assert f"{FRAMES} frames in" in shown
+    assert all(stage in shown for stage in ("decode", "network", "refine", "draw", "encode"))
+    left = {path.name for path in (tmp_path / "walk_frames").iterdir()}
+    assert left == {"run.json", *(f"{i:06d}.npz" for i in range(FRAMES))}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kill"),
+    [("offline", ("find", 7)), ("offline", ("draw", 8)), ("online", ("write", 6))],
+    ids=["finding", "drawing", "online"],
+)
+def test_a_killed_run_goes_on_as_if_nothing_had_been(video, tmp_path, mode, kill):
+    command = [sys.executable, "-m", "tests.video_worker", str(video), str(tmp_path / "killed")]
+    command += [mode, kill[0], str(kill[1])]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[1], check=False)
+    assert killed.returncode == -9
+    raw = len(list((tmp_path / "killed" / "walk_frames" / "raw").glob("0*.npz")))
+    assert raw >= (kill[1] if kill[0] != "draw" else FRAMES)
+    report = run_worker(video, tmp_path / "killed", mode, resume=True)
+    assert report.computed == FRAMES - raw
+    run_worker(video, tmp_path / "whole", mode)
+    assert_same(tmp_path / "killed", tmp_path / "whole")
+
+
+def broken(video, out):
+    """Leave a run behind that could not go on."""
+
+    def fail(photo, boxes):
+        if len(list(out.glob("walk_frames/raw/*.npz"))) == 4:
+            raise KinemeshError("the network fell over")
+        return find(photo, boxes)
+
+    with pytest.raises(KinemeshError, match="fell over"):
+        predict_video(str(video), VideoOptions(), find=fail, out=out)
+
+
+def test_an_unfinished_run_is_not_thrown_away(video, tmp_path, capsys):
+    broken(video, tmp_path)
+    with pytest.raises(InputError, match="--resume"):
+        predict(video, tmp_path)
+    with pytest.raises(InputError, match="every = 1, now it is 2"):
+        predict(video, tmp_path, resume=True, every=2)
+    assert predict(video, tmp_path, resume=True, smooth=0.9) == 0
+    assert len(FramesFile.find(tmp_path)) == FRAMES
+    capsys.readouterr()
+    assert predict(video, tmp_path, resume=True, smooth=0.9) == 0
+    assert "Nothing left to do" in capsys.readouterr().out
+    assert predict(video, tmp_path, max_frames=3) == 0  # a finished one may be replaced
+    assert len(FramesFile.find(tmp_path)) == 3
+
+
+def test_a_folder_that_is_not_ours_stays(video, tmp_path):
+    (tmp_path / "walk_frames").mkdir()
+    with pytest.raises(InputError, match="did not write"):
+        predict(video, tmp_path)
+    copy = tmp_path / "x_overlay.mp4"
+    copy.write_bytes(video.read_bytes())
+    (tmp_path / "x.mp4").symlink_to(copy)
+    with pytest.raises(InputError, match="overwrite the video"):
+        predict(tmp_path / "x.mp4", tmp_path)
+
+
+def test_every_and_max_frames(video, tmp_path):
+    assert predict(video, tmp_path, every=3, max_frames=3, overlay=False) == 0
+    found = FramesFile.find(tmp_path)
+    assert found.indices == (0, 3, 6)
+    assert found.overlay is None
+    assert found[2].index == 6
+
+
+def test_boxes_to_begin_with_are_followed(video, tmp_path):
+    asked = []
+
+    def spy(photo, boxes):
+        asked.append(boxes)
+        return find(photo, boxes)
+
+    options = VideoOptions(max_frames=4, offline_smoothing="none", smooth=0.0)
+    predict_video(str(video), options, find=spy, out=tmp_path, boxes="20,28,40,40")
+    assert asked[0] == (Box(20, 28, 40, 40),)
+    assert all(len(boxes) == 1 for boxes in asked)
+    middles = [boxes[0].x + boxes[0].width / 2 for boxes in asked[1:]]
+    # 2 pixels a frame; the fake mesh has the size of its crop, so that its box changes a little
+    assert np.diff(middles) == pytest.approx([2.0, 2.0], abs=1.5)
+
+
+def test_boxes_of_each_frame(video, tmp_path):
+    table = {str(i): [[spot_x(i) - 20, 28, 40, 40]] for i in range(FRAMES) if i not in (4, 5)}
+    (tmp_path / "boxes.json").write_text(json.dumps(table), "utf-8")
+    predict(video, tmp_path / "out", boxes=str(tmp_path / "boxes.json"))
+    found = FramesFile.find(tmp_path / "out")
+    assert found.tracks == (1,)
+    assert [frame.people[0].seen for frame in found] == [i not in (4, 5) for i in range(FRAMES)]
+
+
+def test_batches_do_not_change_what_is_found(video, tmp_path):
+    def run(folder, size):
+        sizes = []
+
+        def find_all(photos, boxes):
+            sizes.append(len(photos))
+            return one_by_one(find)(photos, boxes)
+
+        class Kept:
+            overlay = None
+            finished = 0
+
+            def __init__(self):
+                self.journal, self.frames = FrameArrays(folder), []
+
+            def write(self, frame):
+                self.frames.append(frame)
+
+        results = Kept()
+        rule = RunRule(batch_frames=size)
+        boxes = (Box(10, 10, 100, 70),)
+        VideoRun(FileSource(video), find_all, results, rule, lambda index, photo: boxes).run()
+        return results.frames, sizes
+
+    single, ones = run(tmp_path / "a", 1)
+    batched, sizes = run(tmp_path / "b", 4)
+    assert ones == [1] * FRAMES
+    assert sizes == [1, 3, 4, 4]
+    for a, b in zip(single, batched, strict=True):
+        np.testing.assert_array_equal(a.people[0].person.vertices, b.people[0].person.vertices)
+
+
+def test_damage_ends_the_run_early_and_keeps_the_rest(tmp_path, monkeypatch, capsys):
+    path = write_video(tmp_path / "a.mp4", spot_frames(8))
+
+    def decoded(self, container, stream):
+        yield from itertools.islice(container.decode(stream), 5)
+        raise DamagedVideoError("a.mp4 is damaged after frame 5")
+
+    monkeypatch.setattr(FileSource, "_decoded", decoded)
+    assert predict(path, tmp_path / "out") == 1
+    assert "after frame 5" in capsys.readouterr().err
+    assert len(FramesFile.find(tmp_path / "out")) == 5
+
+
+def test_sound_that_mp4_cannot_hold_is_converted(tmp_path):
+    path = write_video(tmp_path / "a.avi", spot_frames(10), sound="pcm_s16le", coder="mpeg4")
+    assert predict(path, tmp_path / "out") == 0
+    with av.open(str(tmp_path / "out" / "a_overlay.mp4")) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
+        samples = [frame.to_ndarray() for frame in container.decode(audio=0)]
+    assert np.abs(np.concatenate(samples, axis=1)).max() > 0.1
+
+
+def test_which_sources_are_videos(tmp_path):
+    none = VideoOptions()
+    assert is_video(["a.mp4"], none)
+    assert is_video(["0"], none)
+    assert not is_video(["a.jpg", "b.jpg"], none)
+    assert is_video([str(tmp_path)], VideoOptions(frames=True))
+    for sources, options, word in (
+        (["a.mp4", "b.jpg"], none, "one video at a time"),
+        (["a.jpg"], VideoOptions(frames=True), "--frames"),
+        (["a.jpg"], VideoOptions(every=2), "--every"),
+        (["a.jpg"], VideoOptions(max_frames=2), "--max-frames"),
+    ):
+        with pytest.raises(InputError, match=word):
+            is_video(sources, options)
+
+
+def test_options_that_a_camera_cannot_have():
+    for options in (VideoOptions(offline_smoothing="savgol"), VideoOptions(resume=True)):
+        with pytest.raises(InputError, match="camera"):
+            predict_video("0", options, find=find)
+    with pytest.raises(InputError, match="every"):
+        RunRule(every=0)
+
+
+def test_frames_come_back_with_hands_and_without_a_cut_line(tmp_path):
+    body, hands = fake_people("body")[0], fake_people("hand")
+    people = (TrackedPerson(3, body), *(TrackedPerson(i, h, i > 1) for i, h in enumerate(hands, 1)))
+    frame = VideoFrame(7, 0.28, (300, 200), people)
+    with FramesWriter(tmp_path, "a", FramesHeader("a.mp4", (300, 200), 25.0)) as writer:
+        writer.write(frame)
+        writer.write(replace(frame, index=8, people=()))
+    path = tmp_path / "a_frames.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"frame": 9, "ti')
+    found = FramesFile.find(tmp_path)
+    assert found.indices == (7, 8)
+    assert (found.tracks, found.positions_of(3)) == ((1, 2, 3), [0])
+    for back, given in zip(found[0].people, people, strict=True):
+        assert (back.track, back.seen, back.person.side) == (
+            given.track,
+            given.seen,
+            given.person.side,
+        )
+        np.testing.assert_array_equal(back.person.vertices, given.person.vertices)
+    (tmp_path / "b.jsonl").write_text('{"format": "else"}\n', "utf-8")
+    with pytest.raises(InputError, match=r"kinemesh\.frames"):
+        FramesFile(tmp_path / "b.jsonl")
+    with pytest.raises(InputError, match="found none"):
+        FramesFile.find(tmp_path / "a_frames")
+
+
+def test_tracks_keep_their_colours():
+    body = fake_people("body")[0]
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    first, second = (
+        draw_frame(pixels, VideoFrame(0, 0, (300, 200), (TrackedPerson(t, body),)), numbers=False)
+        for t in (1, 2)
+    )
+    assert first.any()
+    assert (first.any(-1) == second.any(-1)).mean() > 0.99
+    assert np.abs(first.astype(int) - second).max() > 20
+
+
+def test_thread_hands_errors_on_after_the_items_before():
+    def items():
+        yield 1
+        raise KinemeshError("broken")
+
+    running = in_thread(items())
+    assert next(running) == 1
+    with pytest.raises(KinemeshError, match="broken"):
+        next(running)
+
+
+def test_thread_is_closed_when_nobody_takes_any_more():
+    closed = []
+
+    def items():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(True)
+
+    running = in_thread(items())
+    assert [next(running) for _ in range(3)] == [0, 1, 2]
+    running.close()
+    assert closed == [True]
+
+
+def test_stages_work_at_the_same_time():
+    clock = StageClock()
+
+    def slow(items, stage):
+        for item in items:
+            with clock.measure(stage):
+                time.sleep(0.02)
+            yield item
+
+    start = time.perf_counter()
+    assert list(in_thread(slow(in_thread(slow(iter(range(10)), "a")), "b"))) == list(range(10))
+    passed = time.perf_counter() - start
+    assert passed < 0.9 * sum(clock.seconds.values())
+    assert sum(clock.shares().values()) == pytest.approx(1)
