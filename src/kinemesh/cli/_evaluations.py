@@ -93,11 +93,14 @@ def _option(name: str) -> str:
 
 def _kind_of(model: str, dataset: str) -> _Kind:
     from kinemesh.evaluation.classification import is_classification_dataset
+    from kinemesh.evaluation.detection import SYNTHETIC as DETECTION
     from kinemesh.evaluation.hand_pose_by_name import evaluates_hands
     from kinemesh.evaluation.hybrik_by_name import is_hybrik_dataset
     from kinemesh.evaluation.keypoints_by_name import is_keypoint_dataset
 
     on = f"on {dataset}, which holds"
+    if dataset == DETECTION or _is_detector(model):
+        return _Kind(f"for a detector on {dataset}", frozenset({"split", "images"}), _boxes)
     if is_classification_dataset(dataset):
         return _Kind(f"{on} labelled images", frozenset({"hold_out_every"}), _classes)
     if is_hybrik_dataset(dataset):
@@ -111,6 +114,29 @@ def _kind_of(model: str, dataset: str) -> _Kind:
         return _Kind(f"{on} 2D keypoints", frozenset(options | {"include_background"}), _keypoints)
     options = {"protocol", "assets", "tta", "submission", "averaging"}
     return _Kind(f"{on} meshes", frozenset(options), _meshes)
+
+
+def _is_detector(model: str) -> bool:
+    from kinemesh.models.detector_files import is_detector_file
+
+    return model.endswith(".safetensors") and is_detector_file(model)
+
+
+def _boxes(request: Request, page: ReportOption, device: "torch.device", progress: Progress) -> Any:
+    from kinemesh.evaluation.detection import evaluate_detector
+
+    if request.report is not None:
+        raise InputError("--report means nothing for a detector. Leave it out.")
+    return evaluate_detector(
+        request.model,
+        request.dataset,
+        count=request.count,
+        batch_size=request.batch_size,
+        images=request.images,
+        split=request.split,
+        device=device,
+        progress=progress,
+    )
 
 
 def _classes(

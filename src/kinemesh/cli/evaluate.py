@@ -32,6 +32,8 @@ Examples:
       --results results.json
       a test split has no labels: only the file for COCO's server is written
   kinemesh eval runs/prtr-synthetic/best/weights.safetensors synthetic-keypoints
+  kinemesh eval runs/synthetic-detector/best/weights.safetensors synthetic-detection
+      AP50 of people and hands; of a detector on coco:FOLDER that of people
   kinemesh eval classifier.safetensors imagenet:ImageNet
       top-1 and top-5 on ImageNet/val/CLASS/*.JPEG
   kinemesh eval potter.safetensors ego-exo4d:EGO --split val
@@ -80,7 +82,8 @@ def evaluate(
         dataset: synthetic-hand, synthetic-body, the .yaml of a TSV data set, freihand:FOLDER,
             freihand-evaluation:FOLDER, or a folder of shards; of 2D keypoints coco:FOLDER,
             mpii:FOLDER (or the annotation file in place of the folder), synthetic-keypoints or
-            synthetic-scenes; of hand joints ego-exo4d:FOLDER or ego-exo4d-auto:FOLDER; for
+            synthetic-scenes; for detectors coco:FOLDER or synthetic-detection; of hand joints
+            ego-exo4d:FOLDER or ego-exo4d-auto:FOLDER; for
             classifiers imagenet:FOLDER; of POTTER's body h36m-hybrik:FOLDER, 3dpw-hybrik:FOLDER,
             3dhp-hybrik:FOLDER or synthetic-hybrik.
         count: Number of samples (coco: images); all if left out, 1024 of synthetic hands and

@@ -64,7 +64,8 @@ def load_detector(
     Args:
         name: ``"rtdetr"`` or ``"dfine"``, a network of the package transformers, which is
             downloaded once (``"rtdetr@REVISION"`` takes one revision of it); a folder with such a
-            network; or the .safetensors file of a sequential network of PRTR.
+            network; or the .safetensors file of a detector of this library, or of a sequential
+            network of PRTR.
         device: "auto", "cpu" or "cuda".
         min_score: Boxes with a lower score are left out.
         download: Whether a published network may be fetched if it is not on this machine.
@@ -80,15 +81,26 @@ def load_detector(
     if path.is_dir():
         return TransformersDetector(path, device, min_score)
     if path.is_file():
-        return _sequential(path, device, min_score)
+        return _from_file(path, device, min_score)
     raise InputError(
         f"detector: expected {' or '.join(PUBLISHED)}, a folder with a detector of the package "
-        f"transformers, or a file of a sequential network of PRTR, found '{name}'."
+        f"transformers, or a weight file of a detector or of a sequential network of PRTR, found "
+        f"'{name}'."
     )
 
 
-def _sequential(path: Path, device: str, min_score: float) -> SequentialDetector:
+def _from_file(path: Path, device: str, min_score: float) -> Detector:
     # brings torch and the registry of all networks
+    from kinemesh.inference.own_detector import OwnDetector  # noqa: PLC0415
+    from kinemesh.inference.predictor import resolve_device  # noqa: PLC0415
+    from kinemesh.models.detector_files import is_detector_file  # noqa: PLC0415
+
+    if is_detector_file(path):
+        return OwnDetector.load(path, resolve_device(device), min_score)
+    return _sequential(path, device, min_score)
+
+
+def _sequential(path: Path, device: str, min_score: float) -> SequentialDetector:
     from kinemesh.inference.keypoints import KeypointPredictor  # noqa: PLC0415
     from kinemesh.inference.predictor import load  # noqa: PLC0415
 

@@ -252,6 +252,11 @@ def load_model(
         except (TypeError, KeyError, RuntimeError) as error:
             raise _other_version(path, error) from error
         return body, mesh, record
+    if record.get("task") == "detection":
+        raise InputError(
+            f"{path}: a detector of people and hands, which has no mesh. Score it with kinemesh "
+            "eval on coco:FOLDER or synthetic-detection, or find boxes with OwnDetector.load."
+        )
     if build is None and record.get("task") is None:
         raise InputError(
             f"{path}: a backbone alone ({record.get('architecture')}), which predicts no mesh. "

@@ -16,6 +16,7 @@ FREE_TO_CHANGE = frozenset(
     {
         "steps",
         "output",
+        "cut_outs",
         "resume",
         "workers",
         "threads",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from kinemesh.models.guided_graphormer import GuidedGraphormerConfig
 from kinemesh.training import classifier_recipes as classifiers
+from kinemesh.training import detector_recipes as detectors
 from kinemesh.training import hand_pose_recipes as hand_poses
 from kinemesh.training import mesh_transformer_recipes as mesh_transformers
 from kinemesh.training import point_hmr_recipes as point_hmr
@@ -78,6 +79,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "synthetic-hand": synthetic_hand,
     "synthetic-body": synthetic_body,
     "debug-hand": debug_hand,
+    "synthetic-detector": detectors.synthetic_detector,
+    "debug-detector": detectors.debug_detector,
     "metro-mixed": mesh_transformers.metro_mixed,
     "metro-3dpw": mesh_transformers.metro_3dpw,
     "metro-freihand": mesh_transformers.metro_freihand,
