@@ -40,6 +40,7 @@ from kinemesh.inference.refinement import OnlineRefiner, TrackSizes, refine_offl
 from kinemesh.inference.smoothing import OfflineSmoothing
 from kinemesh.inference.tracking import Tracker, box_overlap
 from kinemesh.inference.video_frame import TrackedPerson, VideoFrame
+from kinemesh.inference.video_run import one_by_one
 from kinemesh.inference.video_source import FileSource
 from kinemesh.metrics import mpjpe_mm, pa_mpjpe_mm
 from kinemesh.motion_metrics import (
@@ -62,7 +63,7 @@ def speed(options: argparse.Namespace) -> dict[str, object]:
         predict_video(
             str(options.video[0]),
             VideoOptions(max_frames=options.max_frames),
-            find=model.predict,
+            find=model.predict_many,
             out=Path(folder),
             boxes=options.boxes,
         )
@@ -73,7 +74,9 @@ def memory(options: argparse.Namespace) -> dict[str, object]:
     peaks = {}
     for length in options.lengths:
         start = time.perf_counter()
+        # one thread: two that wait for one another on busy cores take a hundred times as long
         command = [sys.executable, __file__, "one-memory", "--lengths", str(length)]
+        command += ["--threads", "1"]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         peaks[length] = float(done.stdout.split()[-1])
         seconds = time.perf_counter() - start
@@ -100,7 +103,7 @@ def one_memory(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         video = Path(folder) / "tiny.mp4"
         write_tiny(video, options.lengths[0])
-        predict_video(str(video), VideoOptions(), find=find, out=Path(folder) / "out")
+        predict_video(str(video), VideoOptions(), find=one_by_one(find), out=Path(folder) / "out")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

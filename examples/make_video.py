@@ -3,7 +3,8 @@
     python examples/make_video.py out/walk.mp4 --frames 60 --people 2
 
 Beside the video are written ``walk_truth.npz`` with the people's true joints and boxes in every
-frame, and ``walk_boxes.json`` with the boxes of the first frame for ``kinemesh predict --boxes``.
+frame, and for ``kinemesh predict --boxes`` ``walk_boxes.json`` with the boxes of the first frame
+and ``walk_all_boxes.json`` with those of each.
 """
 
 import argparse
@@ -75,8 +76,9 @@ def main() -> None:
     stem = options.path.with_suffix("")
     with atomic_path(f"{stem}_truth.npz") as target:
         np.savez_compressed(target, times_s=video.times_s, focal_px=video.focal_px, **truth)
-    first = truth["boxes_px"][0].round(1).tolist()
-    write_bytes(f"{stem}_boxes.json", json.dumps(first).encode())
+    boxes = truth["boxes_px"].round(1).tolist()
+    write_bytes(f"{stem}_boxes.json", json.dumps(boxes[0]).encode())
+    write_bytes(f"{stem}_all_boxes.json", json.dumps(dict(enumerate(boxes))).encode())
     print(options.path)
 
 

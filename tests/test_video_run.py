@@ -42,7 +42,8 @@ def predict(video, out, **options):
     keywords = {
         name: options.pop(name) for name in ("boxes", "detect", "overlay") if name in options
     }
-    return predict_video(str(video), VideoOptions(**options), find=find, out=out, **keywords)
+    settings = VideoOptions(**options)
+    return predict_video(str(video), settings, find=one_by_one(find), out=out, **keywords)
 
 
 def assert_same(first, second):
@@ -84,8 +85,11 @@ def test_a_video_from_end_to_end(video, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("mode", "kill"),
-    [("offline", ("find", 7)), ("offline", ("draw", 8)), ("online", ("write", 6))],
-    ids=["finding", "drawing", "online"],
+    [
+        pytest.param("offline", ("find", 7), marks=pytest.mark.slow, id="finding"),
+        pytest.param("offline", ("draw", 8), marks=pytest.mark.slow, id="drawing"),
+        pytest.param("online", ("write", 6), id="online"),
+    ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_been(video, tmp_path, mode, kill):
     command = [sys.executable, "-m", "tests.video_worker", str(video), str(tmp_path / "killed")]
@@ -109,7 +113,7 @@ def broken(video, out):
         return find(photo, boxes)
 
     with pytest.raises(KinemeshError, match="fell over"):
-        predict_video(str(video), VideoOptions(), find=fail, out=out)
+        predict_video(str(video), VideoOptions(), find=one_by_one(fail), out=out)
 
 
 def test_an_unfinished_run_is_not_thrown_away(video, tmp_path, capsys):
@@ -154,7 +158,7 @@ def test_boxes_to_begin_with_are_followed(video, tmp_path):
         return find(photo, boxes)
 
     options = VideoOptions(max_frames=4, offline_smoothing="none", smooth=0.0)
-    predict_video(str(video), options, find=spy, out=tmp_path, boxes="20,28,40,40")
+    predict_video(str(video), options, find=one_by_one(spy), out=tmp_path, boxes="20,28,40,40")
     assert asked[0] == (Box(20, 28, 40, 40),)
     assert all(len(boxes) == 1 for boxes in asked)
     middles = [boxes[0].x + boxes[0].width / 2 for boxes in asked[1:]]
@@ -244,7 +248,7 @@ def test_which_sources_are_videos(tmp_path):
 def test_options_that_a_camera_cannot_have():
     for options in (VideoOptions(offline_smoothing="savgol"), VideoOptions(resume=True)):
         with pytest.raises(InputError, match="camera"):
-            predict_video("0", options, find=find)
+            predict_video("0", options, find=one_by_one(find))
     with pytest.raises(InputError, match="every"):
         RunRule(every=0)
 

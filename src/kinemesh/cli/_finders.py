@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 PeopleTask = Literal["body", "hand", "body,hand", "pose2d"]
 Find = Callable[["LoadedImage", "tuple[Box, ...] | None"], "list[Person]"]
 """People of a photo in its boxes; None is the whole photo, or a network that finds people."""
+FindMany = Callable[
+    ["Sequence[LoadedImage]", "Sequence[tuple[Box, ...] | None]"], "list[list[Person]]"
+]
+"""The same for several photos, frames of a video, which share the network's batches."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Finder:
 
     Attributes:
         find: The people of a photo.
+        find_many: The people of several.
         task: What they are.
         has_mesh: Whether they have a mesh.
         topologies: Of their meshes.
@@ -62,6 +67,7 @@ class Finder:
     """
 
     find: Find
+    find_many: FindMany
     task: str
     has_mesh: bool
     topologies: "Sequence[Topology]"
@@ -79,9 +85,11 @@ def make_finder(wishes: Wishes) -> Finder:
     predictor = _load(wishes)
     _check_task(predictor.task, wishes)
     find = _find_with(predictor, wishes)
+    find_many = _find_many_with(predictor, wishes, find)
     if wishes.min_box_score is not None:
         find = _with_least_score(find, wishes.min_box_score)
-    found = Finder(find, predictor.task, predictor.has_mesh, _topologies(predictor))
+        find_many = _many_with_least_score(find_many, wishes.min_box_score)
+    found = Finder(find, find_many, predictor.task, predictor.has_mesh, _topologies(predictor))
     return found if wishes.detector is None else _with_detector(found, wishes)
 
 
@@ -196,6 +204,26 @@ def _mesh_finder(predictor: "Predictor | HandJointPredictor", wishes: Wishes) ->
     return find
 
 
+def _find_many_with(predictor: "AnyPredictor", wishes: Wishes, find: Find) -> FindMany:
+    """What finds people in several photos: together where the network can, else one by one."""
+
+    def find_each(
+        photos: "Sequence[LoadedImage]", boxes: "Sequence[tuple[Box, ...] | None]"
+    ) -> "list[list[Person]]":
+        return [find(photo, wanted) for photo, wanted in zip(photos, boxes, strict=True)]
+
+    if not isinstance(predictor, kinemesh.Predictor) or wishes.explain is not False:
+        return find_each
+
+    def find_many(
+        photos: "Sequence[LoadedImage]", boxes: "Sequence[tuple[Box, ...] | None]"
+    ) -> "list[list[Person]]":
+        focal_px = wishes.focal.in_pixels(photos[0].size)  # frames of a video have one size
+        return predictor.predict_many(photos, boxes, wishes.side or "right", focal_px)
+
+    return find_many
+
+
 def _people_finder(predictor: "PeoplePredictor", wishes: Wishes) -> Find:
     """What finds bodies with their hands."""
     if wishes.explain is not False:
@@ -246,6 +274,18 @@ def _with_least_score(find: Find, min_score: float) -> Find:
     return find_sure
 
 
+def _many_with_least_score(find_many: FindMany, min_score: float) -> FindMany:
+    from kinemesh.inference.boxes import at_least
+
+    def find_sure(
+        photos: "Sequence[LoadedImage]", boxes: "Sequence[tuple[Box, ...] | None]"
+    ) -> "list[list[Person]]":
+        sure = [None if some is None else tuple(at_least(some, min_score)) for some in boxes]
+        return find_many(photos, sure)
+
+    return find_sure
+
+
 def _with_detector(finder: Finder, wishes: Wishes) -> Finder:
     """People that were found twice are left out: nobody asked for the boxes of a detector."""
     from kinemesh.inference.detectors import MIN_BOX_SCORE, load_detector
@@ -257,4 +297,9 @@ def _with_detector(finder: Finder, wishes: Wishes) -> Finder:
     def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
         return suppress_people(finder.find(photo, boxes))
 
-    return replace(finder, find=find, detector=detector)
+    def find_many(
+        photos: "Sequence[LoadedImage]", boxes: "Sequence[tuple[Box, ...] | None]"
+    ) -> "list[list[Person]]":
+        return [suppress_people(people) for people in finder.find_many(photos, boxes)]
+
+    return replace(finder, find=find, find_many=find_many, detector=detector)

@@ -24,11 +24,8 @@ from kinemesh.formats import (
 
 if TYPE_CHECKING:
     from kinemesh.cli._finders import Finder, Wishes
-    from kinemesh.inference.boxes import Box
     from kinemesh.inference.fitting import PeopleFitter
     from kinemesh.inference.focal import FocalLength
-    from kinemesh.inference.images import LoadedImage
-    from kinemesh.inference.person import Person
 
 Images = Annotated[
     tyro.conf.Positional[tuple[str, ...]], shown_as("IMAGE|FOLDER|GLOB...|VIDEO|CAMERA")
@@ -263,15 +260,11 @@ def _predict_video(
     fitter = _make_fitter(finder, to.parameters, wishes.assets)
     moving = any(name in PARAMETER_FORMATS for name in to.formats)
     mover = fitter or _make_fitter(finder, moving, wishes.assets)
-
-    def find(photo: "LoadedImage", wanted: "tuple[Box, ...] | None") -> "list[Person]":
-        people = finder.find(photo, wanted)
-        return people if fitter is None else fitter.fit(people)
-
     code = predict_video(
         source,
         options,
-        find=find,
+        find=finder.find_many,
+        fit=None if fitter is None else fitter.fit,
         out=to.out,
         detect=None if finder.detector is None else finder.detector.detect,
         boxes=boxes,

@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from kinemesh.inference.boxes import Box
+    from kinemesh.inference.frame_fitting import Fit
     from kinemesh.inference.images import LoadedImage
-    from kinemesh.inference.person import Person
-    from kinemesh.inference.video_run import Boxes, Detect, VideoReport
+    from kinemesh.inference.video_run import Boxes, Detect, Find, VideoReport
     from kinemesh.inference.video_source import VideoSource
 
 Filter = Annotated[
     Literal["gaussian", "savgol", "none"] | None, one_of("gaussian", "savgol", "none"), shown_as()
 ]
+BATCH_FRAMES = 8
+"""Frames whose people go through the network together; those of a camera come one by one."""
 Count = Annotated[int | None, shown_as("N")]
 
 
@@ -83,7 +85,8 @@ def predict_video(
     source: str,
     options: VideoOptions,
     *,
-    find: "Callable[[LoadedImage, Boxes], list[Person]]",
+    find: "Find",
+    fit: "Fit | None" = None,
     out: Path = Path("out"),
     detect: "Callable[[LoadedImage], Sequence[Box]] | None" = None,
     boxes: str | None = None,
@@ -96,7 +99,9 @@ def predict_video(
     Args:
         source: Video file, folder of frames, or number of a camera.
         options: What was asked for.
-        find: People in one frame; boxes None is the whole image, or a network that finds people.
+        find: People of several frames; boxes None is the whole image, or a network that finds
+            people.
+        fit: Fits body models to them; None writes no parameters.
         out: Folder for the results.
         detect: Boxes of one frame; None follows people from frame to frame.
         boxes: Value of ``--boxes``: a list to begin with, or a file with boxes by the number of the
@@ -115,7 +120,7 @@ def predict_video(
     """
     from kinemesh.formats.frames import FramesHeader
     from kinemesh.formats.video_results import VideoResults
-    from kinemesh.inference.video_run import VideoRun, one_by_one
+    from kinemesh.inference.video_run import VideoRun
     from kinemesh.inference.video_source import open_source
 
     rule = _rule(source, options)
@@ -156,7 +161,7 @@ def predict_video(
     progress = _VideoProgress()
     try:
         with progress:
-            run = VideoRun(opened, one_by_one(find), results, rule, located, start, progress)
+            run = VideoRun(opened, find, results, rule, located, start, fit, progress)
             report = run.run()
         finished = report.damage is None
     except KeyboardInterrupt:
@@ -188,7 +193,8 @@ def _rule(source: str, options: VideoOptions) -> Any:
     if live and options.resume:
         raise InputError("--resume: what a camera has seen cannot be seen again. Leave it out.")
     offline = None if kind == "none" else OfflineSmoothing(kind, options.smooth)
-    return RunRule(options.every, options.max_frames, options.smooth, offline)
+    batch = 1 if live else BATCH_FRAMES
+    return RunRule(options.every, options.max_frames, options.smooth, offline, batch)
 
 
 def _located(
@@ -266,10 +272,10 @@ def _print_report(report: "VideoReport", paths: Sequence[Path]) -> None:
     for path in paths:
         print(path)
     rate = report.frames / report.seconds if report.seconds else 0.0
-    people = "person" if report.tracks == 1 else "people"
+    tracks = "track" if report.tracks == 1 else "tracks"  # of people and of hands
     print(
         f"{report.frames} frames in {report.seconds:.1f} s ({rate:.1f} frames/s), "
-        f"{report.tracks} {people}"
+        f"{report.tracks} {tracks}"
     )
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in report.clock.shares().items())
     print(f"work: {shares}")

@@ -19,7 +19,8 @@ def fit_tracks(video: FramesFile, fitter: PeopleFitter) -> Iterator[VideoFrame]:
 
     The shape of a track is the median of the shapes of some of its frames. Then every frame is
     fitted with that shape, beginning with the pose of the frame before. Parameters that the file
-    has are not used: they belong to what was found, and the meshes may have been smoothed since.
+    has are not used: where frames were smoothed as they came, their shape is that of the frames
+    before them, and not one for the track.
 
     Args:
         video: The frames, which are read one at a time.

@@ -118,17 +118,25 @@ def stack_states(states: list[MotionState]) -> MotionState:
     return MotionState(*(np.concatenate(column) for column in columns))
 
 
-def person_of(state: MotionState, like: Person) -> Person:
+def person_of(state: MotionState, like: Person, size_m: float | None = None) -> Person:
     """The person of a state of one frame; faces, skeleton, side and camera are those of ``like``.
 
-    Parameters go along, and their residual stays that of the fit. What else was computed of
-    ``like`` alone, an explanation, is left out.
+    Parameters go along as a filter left them: near the mesh, but fitted to another one, whose
+    residual they keep. What else was computed of ``like`` alone, an explanation, is left out.
+
+    Args:
+        state: T = 1.
+        like: Somebody of the same track.
+        size_m: `body_size` that the person shall have, scaled about the root: a mean of poses is
+            smaller than each of them. None leaves them as they are.
     """
     joints, vertices, fitted = like.joints, like.vertices, like.parameters
     if like.has_depth:
         x, y, log_depth = state.place[0]
         root = np.array([x, y, 1.0]) * np.exp(log_depth)
-        points = (state.local[0] + root).astype(np.float32)
+        own = _bones_m(state.local[0, : len(joints)], like.skeleton)
+        scale = 1.0 if size_m is None or own == 0 else size_m / own
+        points = (scale * state.local[0] + root).astype(np.float32)
         ends = np.cumsum([len(joints), len(vertices)])
         joints, vertices, origin = np.split(points, ends)
         if fitted is not None:
@@ -157,7 +165,11 @@ def body_size(person: Person) -> float:
     """Sum of the lengths of the skeleton's bones in metres; 0 for somebody without depth."""
     if not person.has_depth:
         return 0.0
-    parents = get_skeleton(person.skeleton).parents
+    return _bones_m(person.joints.astype(np.float64), person.skeleton)
+
+
+def _bones_m(joints: Array, skeleton: str) -> float:
+    parents = get_skeleton(skeleton).parents
     tree = [(joint, parent) for joint, parent in enumerate(parents) if parent >= 0]
-    ends = person.joints[np.array(tree)].astype(np.float64)
+    ends = joints[np.array(tree)]
     return float(np.linalg.norm(ends[:, 0] - ends[:, 1], axis=1).sum())

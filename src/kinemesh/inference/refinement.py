@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from kinemesh.inference.attached_hands import attach_hands
 from kinemesh.inference.gaps import fill_gaps, runs_without_long_gaps
 from kinemesh.inference.motion_state import (
     Array,
-    MotionState,
     TrackSize,
     body_size,
     person_of,
@@ -99,17 +99,20 @@ def refine_offline(
         wanted = range(max(0, start - reach), min(count, stop + reach))
         known = {p: known[p] if p in known else read(p) for p in wanted}
         people: dict[int, list[TrackedPerson]] = {p: [] for p in range(start, stop)}
+        owners: dict[int, dict[int, int]] = {p: {} for p in range(start, stop)}
         for track in sorted(sizes):
             positions = [p for p in wanted if known[p].of_track(track)]
             for run in runs_without_long_gaps(positions, longest):
                 if run[0] < stop and run[-1] >= start:
                     made = _refine_run(known, track, run, sizes[track], frame_rate, smoothing)
-                    for position, found in made:
+                    for position, found, owner in made:
                         if position in people:
                             people[position].append(found)
+                        if position in owners and owner is not None:
+                            owners[position][track] = owner
         for position, found_here in people.items():
             frame = known[position]
-            complete = with_owners(found_here, frame.owners())
+            complete = attach_hands(with_owners(found_here, owners[position]))
             yield VideoFrame(frame.index, frame.time_s, frame.image_size, complete)
 
 
@@ -120,7 +123,8 @@ def _refine_run(
     size: TrackSize,
     frame_rate: float,
     smoothing: OfflineSmoothing,
-) -> Iterator[tuple[int, TrackedPerson]]:
+) -> Iterator[tuple[int, TrackedPerson, int | None]]:
+    """Positions, who is there, and for a hand the track of its person."""
     seen = {p: found.person for p in run if (found := frames[p].of_track(track))}
     every = range(run[0], run[-1] + 1)
     state = stack_states([state_of(person, size) for person in seen.values()])
@@ -128,11 +132,12 @@ def _refine_run(
     if len(every) > len(run):
         state = fill_gaps(state, times, np.array([frames[p].time_s for p in every]))
     state = smoothing.smooth(state, frame_rate)
-    like = seen[run[0]]
+    last = run[0]
     for row, position in enumerate(every):
-        like = seen.get(position, like)
-        person = person_of(state.at(row), like)
-        yield position, TrackedPerson(track, person, position in seen)
+        last = position if position in seen else last
+        person = person_of(state.at(row), seen[last], size.size_m)
+        owner = frames[last].owners().get(track)
+        yield position, TrackedPerson(track, person, position in seen), owner
 
 
 @dataclass
@@ -156,12 +161,13 @@ class OnlineRefiner:
             for track, entry in self._filters.items()
             if frame.time_s - entry[1] <= LONGEST_GAP_S
         }
-        return VideoFrame(frame.index, frame.time_s, frame.image_size, people)
+        return VideoFrame(frame.index, frame.time_s, frame.image_size, attach_hands(people))
 
     def _refine(self, found: TrackedPerson, time_s: float) -> TrackedPerson:
         smooth, before = self._filters.get(found.track, (None, time_s))
         smooth = smooth or OnlineSmoothing(self.strength)
-        state: MotionState = state_of(found.person, self.sizes.of_track(found.track))
-        person = person_of(smooth(state, time_s - before), found.person)
+        size = self.sizes.of_track(found.track)
+        state = smooth(state_of(found.person, size), time_s - before)
+        person = person_of(state, found.person, size.size_m)
         self._filters[found.track] = (smooth, time_s)
         return TrackedPerson(found.track, person, found.seen)

@@ -18,6 +18,7 @@ import numpy as np
 
 from kinemesh.errors import InputError
 from kinemesh.inference.boxes import Box, whole_image
+from kinemesh.inference.frame_fitting import Fit, TrackFitter, fit_again
 from kinemesh.inference.images import LoadedImage
 from kinemesh.inference.person import LOW_SCORE, Person
 from kinemesh.inference.pipeline import StageClock, in_thread
@@ -112,6 +113,10 @@ class RunRule:
 
     def __post_init__(self) -> None:
         check_strength(self.smooth)
+        if self.batch_frames < 1:
+            raise InputError(
+                f"batch_frames: expected a number of frames from 1 on, found {self.batch_frames}."
+            )
         if self.every < 1 or (self.max_frames is not None and self.max_frames < 1):
             raise InputError(
                 "every, max_frames: expected numbers of frames from 1 on, found "
@@ -152,6 +157,7 @@ class VideoRun:
         detect: Says where people are in a frame. None: the boxes of a frame come from the tracks
             of those before it; where nobody is known, ``start`` is looked at.
         start: Boxes to begin with; None is the whole image.
+        fit: Fits body models to the people; None leaves them without parameters.
         progress: Called with the name of the half, frames done, and frames in all if known.
     """
 
@@ -161,6 +167,7 @@ class VideoRun:
     rule: RunRule = field(default_factory=RunRule)
     detect: Detect | None = None
     start: Boxes = None
+    fit: Fit | None = None
     progress: Callable[[str, int, int | None], None] = lambda half, done, total: None
     report: VideoReport = field(default_factory=VideoReport)
 
@@ -192,7 +199,7 @@ class VideoRun:
         for position, (shown, frame) in enumerate(in_thread(self._recover(first)), start=1):
             with self.report.clock.measure("refine"):
                 refined = refiner.refine(frame)
-            yield shown, refined
+            yield shown, self._fitted_again(refined, position)
             self.progress("finding people", position, total)
 
     def _find_all(self) -> tuple[TrackSizes, list[tuple[int, float]]]:
@@ -226,8 +233,15 @@ class VideoRun:
             shown_frames = in_thread(self._decoded(first))
         shown_frames = itertools.islice(shown_frames, len(frames))
         for position, pair in enumerate(zip(shown_frames, refined, strict=True), start=1):
-            yield pair
+            yield pair[0], self._fitted_again(pair[1], position)
             self.progress("smoothing and drawing", position, len(frames))
+
+    def _fitted_again(self, frame: VideoFrame, position: int) -> VideoFrame:
+        """A refined frame with parameters for its meshes, if it is still to be written."""
+        if self.fit is None or position <= self.results.finished:
+            return frame
+        with self.report.clock.measure("fit"):
+            return fit_again(frame, self.fit)
 
     def _finish(self, pairs: Iterator[tuple[SourceFrame, VideoFrame]]) -> None:
         tracks: set[int] = set()
@@ -262,6 +276,7 @@ class VideoRun:
     def _recover(self, drawn_from: int | None) -> Iterator[tuple[SourceFrame, VideoFrame]]:
         """Found people of each frame; pixels come with those that are computed or drawn."""
         tracker = Tracker(self.rule.tracking)
+        fitter = None if self.fit is None else TrackFitter(self.fit)
         journal = self.results.journal
         stored = self._stored()
         first = stored if drawn_from is None else min(stored, drawn_from)
@@ -272,11 +287,16 @@ class VideoRun:
                 if people is None:
                     frame = journal.read(shown.index)
                     tracker.update([p.person for p in frame.people], frame.time_s)
+                    if fitter is not None:
+                        fitter.remember(frame)
                 else:
                     sure = [person for person in people if person.score >= LOW_SCORE]
                     known = iter(tracker.update(sure, shown.time_s))
                     numbers = [next(known) if p.score >= LOW_SCORE else None for p in people]
                     frame = self._frame(shown, people, numbers)
+                    if fitter is not None:
+                        with self.report.clock.measure("fit"):
+                            frame = fitter.fit_frame(frame)
                     with self.report.clock.measure("write"):
                         journal.write(frame)
                     self.report.computed += 1

@@ -142,7 +142,7 @@ class FileSource:
                     continue
                 passed = index / (self.frame_rate or FOLDER_RATE)
                 passed = passed if seconds is None else seconds - started
-                photo = LoadedImage(_upright(frame)) if index >= first else None
+                photo = LoadedImage(upright_pixels(frame)) if index >= first else None
                 if photo is not None and photo.size != self.image_size:
                     raise DamagedVideoError(self._changed(index, photo.size))
                 yield SourceFrame(index, float(passed), photo)
@@ -177,7 +177,7 @@ class FileSource:
         frame = next(self._decoded(container, stream), None)
         if frame is None:
             raise InputError(f"Expected a video in '{self.path}', found no frame in it.")
-        height, width = _upright(frame).shape[:2]
+        height, width = upright_pixels(frame).shape[:2]
         return width, height
 
     def _estimate(self, container: Any, stream: Any) -> int | None:
@@ -287,7 +287,7 @@ class CameraSource:
             self._capture.release()
 
 
-def _upright(frame: Any) -> np.ndarray:
+def upright_pixels(frame: Any) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a decoded frame, turned as the file says."""
     pixels = frame.to_ndarray(format="rgb24")
     quarters = round(frame.rotation / 90) % 4  # counter-clockwise degrees

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from kinemesh.errors import InputError, MissingExtraError
-from kinemesh.inference.video_source import VIDEO_SUFFIXES, FolderSource
+from kinemesh.inference.video_source import VIDEO_SUFFIXES, FolderSource, upright_pixels
 from kinemesh.optional import require
 from kinemesh.viewer.backdrops import read_pixels
 
@@ -64,7 +64,7 @@ class FilePictures:
             raise InputError(f"Expected a video in '{path}', found none.") from error
         self._start_s = first.time or 0.0
         self._current = first
-        self.image_size: tuple[int, int] = _upright(first).shape[1::-1]
+        self.image_size: tuple[int, int] = upright_pixels(first).shape[1::-1]
 
     def at(self, index: int, time_s: float) -> np.ndarray | None:
         """See `Pictures`."""
@@ -72,7 +72,7 @@ class FilePictures:
             self._go_to(time_s + self._start_s)
         except self._unreadable:  # the file is damaged at this place
             return None
-        return _upright(self._current)
+        return upright_pixels(self._current)
 
     def _go_to(self, time_s: float) -> None:
         """Make the frame of a time the current one, or the last if the video is shorter."""
@@ -118,9 +118,3 @@ def _open(place: Path) -> FilePictures | FolderPictures | None:
     except (InputError, MissingExtraError):  # without a backdrop the people are still worth seeing
         return None
     return None
-
-
-def _upright(frame: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a decoded frame, turned as the file says."""
-    quarters = round(frame.rotation / 90) % 4  # counter-clockwise degrees
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarters))
