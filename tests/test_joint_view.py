@@ -65,6 +65,15 @@ def test_joints_that_are_not_finite_are_left_out():
     assert len(np.unique(blank.reshape(-1, 3), axis=0)) == 1
 
 
+def test_views_say_where_from_and_how_large():
+    """The hand's longest extent is 8 cm and 84 px: the bar of 2 cm is 21 px long."""
+    plain = draw_joints(hand(), HAND21, "camera", 100)
+    changed = np.argwhere((draw_views(hand(), HAND21, 100)[:, :100] != plain).any(axis=2))
+    assert (changed[:, 0] < 20).any()  # the title
+    bar = changed[changed[:, 0] == 92]
+    assert np.ptp(bar[:, 1]) == pytest.approx(21, abs=2)
+
+
 def test_rows_of_views():
     assert draw_views(hand(), HAND21, 100).shape == (100, 304, 3)
     pair = np.stack([hand(), -hand()])

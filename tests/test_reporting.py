@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -325,6 +326,22 @@ def test_foreign_folders_are_left_alone(tmp_path):
     with pytest.raises(InputError, match="is a file"):
         check_report_folder(tmp_path / "thesis.tex")
     check_report_folder(tmp_path / "new" / "report")
+
+
+def test_what_was_put_beside_an_own_report_is_not_lost(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    folder = tmp_path / "report"
+    write_report(folder, "title", RESULT, heard(2))
+    check_report_folder(folder)  # may be replaced
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        write_report(folder, "title", RESULT, heard(2))
+    assert (folder / "notes.txt").read_text() == "mine"
+    empty = tmp_path / "here"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    with pytest.raises(InputError, match="the folder you are in"):
+        check_report_folder(Path())
 
 
 def test_without_matplotlib_the_extra_is_named_before_the_work(tmp_path, monkeypatch, capsys):

@@ -263,6 +263,8 @@ def _pictures_folder(place: Path, annotation: Path, options: HandPoseOptions) ->
     parents = annotation.absolute().parents
     if len(parents) > 2 and parents[1].name in _ANNOTATION_FOLDERS.values():
         place = parents[2]  # FOLDER/annotation/manual/FILE.json
+    if place.is_file():
+        place = annotation.absolute().parent
     return pictures_folder(place, options.portrait)
 
 

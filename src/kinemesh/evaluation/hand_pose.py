@@ -67,14 +67,18 @@ def measure_hands(prediction_m: Tensor, target_m: Tensor, visible: Tensor) -> di
 def report_hands(
     columns: Mapping[str, Tensor], dataset: str, protocol: Protocol = HAND_POSE
 ) -> tuple[MetricReport, ...]:
-    """The lines of a protocol from errors (N,) by name; hands that are NaN do not count."""
+    """The lines of a protocol from errors (N,) by name; hands that are NaN do not count.
+
+    Without a hand that counts there is no line.
+    """
     reports = []
     for score in protocol.scores:
         values = columns[score.metric].double()
         values = values[values.isfinite()]
-        mean = float(values.mean()) if len(values) else float("nan")
-        report = protocol.report(score, mean, len(values), "", dataset, AVERAGING)
-        reports.append(replace(report, samples="hands with a labelled joint"))
+        if len(values):
+            mean = float(values.mean())
+            report = protocol.report(score, mean, len(values), "", dataset, AVERAGING)
+            reports.append(replace(report, samples="hands with a labelled joint"))
     return tuple(reports)
 
 
@@ -201,7 +205,9 @@ def evaluate_hands(
             "The labels of the test split are not published: write a submission with --results."
         )
     notes = (GIVEN_2D,) if network.architecture == "joint-lifter" else ()
-    return ProtocolResult(*names, HAND_POSE, report_hands(columns, names[1]), notes)
+    scores = report_hands(columns, names[1])
+    notes += () if scores else ("no hand has a labelled joint, so nothing was scored",)
+    return ProtocolResult(*names, HAND_POSE, scores, notes)
 
 
 def _seen(

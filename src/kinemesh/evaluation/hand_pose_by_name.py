@@ -190,11 +190,15 @@ def _submit(
 ) -> ProtocolResult:
     """Write a submission and score what is labelled."""
     assert isinstance(samples, EgoExo4DHands)  # --results is refused for other data
-    if run.count is not None or samples.missing_pictures:
+    if run.count is not None:
+        raise InputError(
+            f"--results: a submission holds every hand of {names[1]}. Leave --count out."
+        )
+    if samples.missing_pictures:
         raise InputError(
             f"--results: a submission holds every hand of {names[1]}, of which "
-            f"{samples.missing_pictures} have no picture in '{samples.pictures}'. Leave --count "
-            "out, and make missing pictures with: kinemesh data prepare ego-exo4d --help"
+            f"{samples.missing_pictures} have no picture in '{samples.pictures}'. Make missing "
+            "pictures with: kinemesh data prepare ego-exo4d --help"
         )
     parts: list[Tensor] = []
 

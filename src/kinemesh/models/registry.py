@@ -242,7 +242,8 @@ def load_model(
     if record.get("architecture") in HAND_POSE_CONFIGS:
         raise InputError(
             f"{path}: a network of a hand's joints ({record.get('architecture')}), which has no "
-            "mesh. Use it with kinemesh predict, with kinemesh eval, or read it with "
+            "mesh. Use it with kinemesh predict, with kinemesh eval on synthetic-hand or "
+            "ego-exo4d:FOLDER, or read it with "
             "load_hand_pose_model."
         )
     if record.get("architecture") == POTTER_MESH:

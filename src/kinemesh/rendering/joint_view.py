@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,6 +19,8 @@ View = Literal["camera", "right", "above"]
 Points = NDArray[np.floating]
 
 _BACKGROUND = (236, 238, 241)
+_INK = (70, 74, 82)
+_BARS_CM = (1, 2, 5, 10, 20, 50, 100)
 _GAP = 2
 _FILL = 0.84  # of a view's side that the longest extent takes
 _LEAST_M = 1e-6
@@ -29,6 +32,9 @@ VIEWS: Mapping[View, NDArray[np.float64]] = MappingProxyType(
     }
 )
 """Rows: what of x (right), y (down), z (away) runs to the right and down in a view's picture."""
+_PLACES: Mapping[View, str] = MappingProxyType(
+    {"camera": "the camera", "right": "the right", "above": "above"}
+)
 
 
 def extent_m(joints_m: Points) -> float:
@@ -79,9 +85,31 @@ def draw_joints(
 
 
 def draw_views(joints_m: Points, skeleton: Skeleton, side_px: int = 256) -> Image:
-    """All of `VIEWS` of one set of joints (J, 3), side by side: (side_px, 3 side_px + gaps, 3)."""
+    """All of `VIEWS` of one set of joints (J, 3), side by side: (side_px, 3 side_px + gaps, 3).
+
+    Each says where it is looked at from; the first has a bar that tells the scale of all.
+    """
     extent = extent_m(joints_m)
-    return _row([draw_joints(joints_m, skeleton, view, side_px, extent) for view in VIEWS])
+    pictures = [draw_joints(joints_m, skeleton, view, side_px, extent) for view in VIEWS]
+    for view, picture in zip(VIEWS, pictures, strict=True):
+        _write(picture, f"from {_PLACES[view]}", (6, 16))
+    _draw_scale(pictures[0], _FILL * side_px / max(extent, _LEAST_M))
+    return _row(pictures)
+
+
+def _draw_scale(picture: Image, px_per_m: float) -> None:
+    """A bar in the lower left corner, of the longest round length up to a third of the side."""
+    side_px = picture.shape[0]
+    fitting = [length for length in _BARS_CM if length / 100 * px_per_m <= side_px / 3]
+    if not fitting:
+        return
+    end = 6 + round(fitting[-1] / 100 * px_per_m)
+    cv2.line(picture, (6, side_px - 8), (end, side_px - 8), _INK, 2)
+    _write(picture, f"{fitting[-1]} cm", (6, side_px - 14))
+
+
+def _write(picture: Image, text: str, place: tuple[int, int]) -> None:
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.42, _INK, 1, cv2.LINE_AA)
 
 
 def draw_comparison(

@@ -18,6 +18,7 @@ from kinemesh.training.log import finite_or_none
 
 Summary = SampleSummary | ClassSummary
 FORMAT = "kinemesh-report-1"
+_PAGE = "index.html"
 _RECORD = "report.json"
 _HIDDEN = ("dataset",)  # the same in each row; the page names it above
 
@@ -40,6 +41,12 @@ def check_report_folder(folder: Path) -> None:
     require("matplotlib", figures.EXTRA)
     if folder.is_file():
         raise InputError(f"--report: '{folder}' is a file, expected a folder. Name another.")
+    here = Path.cwd()
+    if folder.resolve() in {here, *here.parents}:
+        raise InputError(
+            f"--report: '{folder}' is the folder you are in, or holds it, and a report replaces "
+            "its whole folder. Name a new folder."
+        )
     if folder.is_dir() and any(folder.iterdir()) and not _is_report(folder):
         raise InputError(
             f"--report: '{folder}' holds other files, and a report replaces its whole folder. "
@@ -54,11 +61,15 @@ def check_report_folder(folder: Path) -> None:
 
 
 def _is_report(folder: Path) -> bool:
+    """Whether a folder holds an earlier report and nothing that was put beside it."""
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(record, dict) and record.get("format") == FORMAT
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        return False
+    own = record.get("files")
+    return isinstance(own, list) and {entry.name for entry in folder.iterdir()} <= set(own)
 
 
 def write_report(
@@ -96,12 +107,13 @@ def write_report(
         "result": result.to_dict(),
         "training_log": None if curves is None else str(curves.path),
         "samples": _record_of(summary),
+        "files": sorted([*pictures, _RECORD, _PAGE]),
     }
     with atomic_folder(folder.resolve()) as partial:
         for name, png in pictures.items():
             write_bytes(partial / name, png)
         write_json(partial / _RECORD, finite_or_none(record))
-        write_bytes(partial / "index.html", str(page).encode())
+        write_bytes(partial / _PAGE, str(page).encode())
 
 
 def _add_scores(page: Page, result: Result) -> None:
