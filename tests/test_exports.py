@@ -133,6 +133,14 @@ class TestRefusals:
             possible_formats([name], mesh=False, depth=True)
         assert possible_formats(["csv", "coco"], mesh=False, depth=False) == ("csv", "coco")
 
+    def test_the_default_ones_by_name_are_no_choice(self) -> None:
+        named = read_formats(["overlay,views,glb,obj,json,npz,ply"])
+        assert "views" not in possible_formats(named, mesh=True, depth=True)
+        with pytest.raises(InputError, match="'ply' holds a mesh"):
+            possible_formats(named, mesh=False, depth=True)
+        with pytest.raises(InputError, match="this model recovers meshes"):
+            possible_formats(["views", "glb"], mesh=True, depth=True)
+
     def test_an_unknown_format_is_told_the_nearest(self) -> None:
         assert read_formats(["ply,skinned", "csv"]) == ("ply", "csv", "skinned")
         with pytest.raises(InputError, match="did you mean 'normals'"):

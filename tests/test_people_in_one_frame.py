@@ -273,7 +273,7 @@ class TestCommand:
         return main(["predict", str(photo), "--out", str(photo.parent / "out"), *words])
 
     def test_bodies_and_hands_in_their_files(self, photo: Path) -> None:
-        words = ("--task", "body,hand", "--focal", "60deg", "--save", "json,npz,overlay,glb")
+        words = ("--task", "hand,body", "--focal", "60deg", "--save", "json,npz,overlay,glb")
         assert self.run(photo, *words) == 0
         out = photo.parent / "out"
         people = read_people_json(out / "p.json")

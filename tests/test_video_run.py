@@ -17,11 +17,13 @@ from kinemesh.errors import InputError, KinemeshError
 from kinemesh.formats.frames import FrameArrays, FramesFile, FramesHeader, FramesWriter
 from kinemesh.formats.video import draw_frame
 from kinemesh.inference.boxes import Box
+from kinemesh.inference.images import LoadedImage
 from kinemesh.inference.pipeline import StageClock, in_thread
 from kinemesh.inference.video_frame import TrackedPerson, VideoFrame
 from kinemesh.inference.video_run import RunRule, VideoRun, one_by_one
-from kinemesh.inference.video_source import DamagedVideoError, FileSource
+from kinemesh.inference.video_source import DamagedVideoError, FileSource, SourceFrame
 from tests.fake_predictor import fake_people, fake_predictor
+from tests.test_tracking import LAYOUT, person_at
 from tests.video_files import HEIGHT, RATE, WIDTH, decode, spot_frames, spot_x, write_video
 from tests.video_worker import run as run_worker
 
@@ -129,6 +131,90 @@ def test_an_unfinished_run_is_not_thrown_away(video, tmp_path, capsys):
     assert "Nothing left to do" in capsys.readouterr().out
     assert predict(video, tmp_path, max_frames=3) == 0  # a finished one may be replaced
     assert len(FramesFile.find(tmp_path)) == 3
+
+
+def content_of(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def fails_at_once(photo, boxes):
+    raise InputError("this frame is not usable")
+
+
+@pytest.mark.parametrize("smoothing", ["gaussian", "none"])
+def test_what_fails_before_the_first_frame_costs_no_results(video, tmp_path, smoothing):
+    def refused():
+        with pytest.raises(InputError, match="outside the image"):
+            predict(video, tmp_path / "out", boxes="4000,4000,10,10", offline_smoothing=smoothing)
+        options = VideoOptions(offline_smoothing=smoothing)
+        with pytest.raises(InputError, match="not usable"):
+            predict_video(str(video), options, find=one_by_one(fails_at_once), out=tmp_path / "out")
+
+    refused()
+    assert not (tmp_path / "out").exists()
+    assert predict(video, tmp_path / "out", max_frames=3) == 0
+    before = content_of(tmp_path / "out")
+    refused()
+    assert content_of(tmp_path / "out") == before
+    assert predict(video, tmp_path / "out", boxes="20,28,40,40", every=2) == 0  # not in the way
+    assert FramesFile.find(tmp_path / "out").indices == tuple(range(0, FRAMES, 2))
+    left = {path.name for path in (tmp_path / "out" / "walk_frames").iterdir()}
+    assert left == {"run.json", *(f"{i:06d}.npz" for i in range(0, FRAMES, 2))}
+
+
+class Numbers:
+    """Frames without a picture to speak of; their number stands in the first pixel."""
+
+    name = stem = "numbers"
+    image_size = (640, 480)
+    frame_rate, is_live = 25.0, False
+
+    def __init__(self, count):
+        self.frame_count = count
+
+    def frames(self, every=1, first=0):
+        for index in range(0, self.frame_count, every):
+            pixels = np.full((480, 640, 3), index, np.uint8)
+            yield SourceFrame(index, index / 25, LoadedImage(pixels))
+
+
+def test_two_who_are_followed_stay_two_when_they_cross(tmp_path):
+    """Whoever stands in front is found in both boxes; the one behind is there again afterwards."""
+    behind = LAYOUT[::-1].copy()
+
+    def places(index):
+        return 60 + 8.0 * index, 500 - 8.0 * index
+
+    def find_in_front(photo, boxes):
+        front, back = places(int(photo.pixels[0, 0, 0]))
+        found = []
+        for box in boxes:
+            middle = box.x + box.width / 2 - 30
+            slip = 0.2 * (middle - front)  # what is found depends on the crop a little
+            sees_front = abs(middle - front) < 40 or abs(middle - front) < abs(middle - back)
+            found.append(
+                person_at(front + slip, 150) if sees_front else person_at(back, 150, layout=behind)
+            )
+        return found
+
+    class Kept:
+        overlay, finished = None, 0
+
+        def __init__(self):
+            self.journal, self.frames = FrameArrays(tmp_path), []
+
+        def write(self, frame):
+            self.frames.append(frame)
+
+    results = Kept()
+    start = tuple(Box(x, 150, 60, 160) for x in places(0))
+    rule = RunRule(smooth=0.0)
+    VideoRun(Numbers(50), one_by_one(find_in_front), results, rule, start=start).run()
+    seen = [[p.track for p in frame.people if p.seen] for frame in results.frames]
+    assert {len(tracks) for tracks in seen} == {1, 2}
+    last = {p.track: p.person.joints_px[:, 0].min() for p in results.frames[-1].people}
+    left = [x + 60 * LAYOUT[:, 0].min() for x in places(49)]
+    assert last == pytest.approx(dict(enumerate(left, start=1)), abs=8)
 
 
 def test_a_folder_that_is_not_ours_stays(video, tmp_path):
@@ -240,6 +326,9 @@ def test_which_sources_are_videos(tmp_path):
         (["a.jpg"], VideoOptions(frames=True), "--frames"),
         (["a.jpg"], VideoOptions(every=2), "--every"),
         (["a.jpg"], VideoOptions(max_frames=2), "--max-frames"),
+        (["a.jpg"], VideoOptions(smooth=0.5), "--smooth"),
+        (["a.jpg"], VideoOptions(frame_rate=25.0), "--frame-rate"),
+        (["a.mp4"], VideoOptions(frame_rate=25.0), "own times"),
     ):
         with pytest.raises(InputError, match=word):
             is_video(sources, options)

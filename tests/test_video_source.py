@@ -1,7 +1,10 @@
 """Frames of files, folders and cameras: order, times, uprightness, and clear refusals."""
 
+import itertools
+import operator
 from contextlib import suppress
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -78,6 +81,58 @@ def test_truncated_file_gives_the_frames_before(tmp_path):
         for frame in FileSource(path).frames():
             seen.append(frame.index)
     assert 0 < len(seen) < 60
+
+
+def noise_video(path, coder, **options):
+    """24 frames that take about the same number of bytes each; of mp4 with the index in front."""
+    noise = np.random.default_rng(0)
+    frames = [noise.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8) for _ in range(24)]
+    write_video(path, frames, coder=coder, **options)
+    if path.suffix != ".mp4":
+        return path
+    front = path.with_name(f"front_{path.name}")
+    with (
+        av.open(str(path)) as source,
+        av.open(str(front), "w", options={"movflags": "faststart"}) as target,
+    ):
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return front
+
+
+read_index = operator.attrgetter("index")
+KINDS = [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.webm", "libvpx"), ("a.avi", "mpeg4")]
+UNEVEN = [0.04 * i + (0.3 if i > 5 else 0.0) + (0.5 if i > 22 else 0.0) for i in range(24)]
+
+
+@pytest.mark.parametrize(("name", "coder"), KINDS)
+def test_a_file_that_was_cut_off_is_told(tmp_path, name, coder):
+    path = noise_video(tmp_path / name, coder)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 6 // 10])
+    seen = []
+    with pytest.raises(DamagedVideoError, match=r"cut off|damaged"):
+        seen.extend(map(read_index, FileSource(path).frames()))
+    assert seen == list(range(len(seen)))
+    assert 8 <= len(seen) < 18
+    few = itertools.islice(FileSource(path).frames(), 5)  # whoever wants no more is not told
+    assert len(list(few)) == 5
+
+
+@pytest.mark.parametrize("times", [None, UNEVEN], ids=["even", "uneven"])
+@pytest.mark.parametrize(("name", "coder"), KINDS)
+def test_a_whole_file_is_not_taken_for_a_cut_one(tmp_path, name, coder, times):
+    path = noise_video(tmp_path / name, coder, times_s=times)
+    assert len(list(FileSource(path).frames())) == 24
+    assert len(list(FileSource(path).frames(every=5))) == 5
+
+
+@pytest.mark.parametrize(("name", "sound"), [("s.mp4", "aac"), ("s.mkv", "aac")])
+def test_sound_that_lasts_longer_is_no_damage(tmp_path, name, sound):
+    path = write_video(tmp_path / name, spot_frames(10), sound=sound)
+    assert len(list(FileSource(path).frames())) == 10
 
 
 @pytest.mark.parametrize("content", [b"", b"no video at all" * 50])

@@ -34,7 +34,12 @@ Boxes = Annotated[str | None, shown_as("'X,Y,W,H;...'|FILE.json")]
 DetectorName = Annotated[str | None, shown_as("rtdetr|dfine|FOLDER|FILE")]
 Model = Annotated[str | None, shown_as("NAME|FILE")]
 _TASKS = ("body", "hand", "body,hand", "pose2d")
-Task = Annotated[Literal["body", "hand", "body,hand", "pose2d"] | None, one_of(*_TASKS), shown_as()]
+_ANY_ORDER = replace(
+    one_of(*_TASKS),
+    choices=(*_TASKS, "hand,body"),
+    instance_from_str=lambda words: "body,hand" if words[0] == "hand,body" else words[0],
+)
+Task = Annotated[Literal["body", "hand", "body,hand", "pose2d"] | None, _ANY_ORDER, shown_as()]
 Side = Annotated[
     Literal["left", "right", "auto"] | None, one_of("left", "right", "auto"), shown_as()
 ]
@@ -123,6 +128,7 @@ def predict(
         focal_px: The same as --focal PIXELS.
         device: Where the network runs.
         save: Files to write for each image, with commas or spaces between; images come before.
+            Views are of joints without a mesh, and left out where there are meshes.
         parameters: Also fit the pose and shape of the body model; bvh and skinned do so anyway.
         overlay: File type of the overlay picture.
         skeleton: Draw the joints found in the image on the overlay.
@@ -249,8 +255,9 @@ def _predict_video(
 
     if wishes.explain is not False:
         raise InputError("--explain is for photos. Take a frame of the video as a picture.")
-    others = [name for name in to.formats if name not in _OF_VIDEOS]
-    if others and to.formats != DEFAULT_FORMATS:
+    no_choice = DEFAULT_FORMATS if set(DEFAULT_FORMATS) <= set(to.formats) else ()
+    others = [name for name in to.formats if name not in (*_OF_VIDEOS, *no_choice)]
+    if others:
         raise InputError(
             f"--save {others[0]} is for photos. A video gives its frames as JSON and NPZ, with "
             "'overlay' a video, and csv, coco, bvh and skinned; see docs/video.md."
@@ -272,8 +279,7 @@ def _predict_video(
         skeleton=to.skeleton,
         record=_record(wishes) | {"parameters": to.parameters},
     )
-    if code == 0:
-        write_video_exports(source, to.out, to.formats, mover)
+    write_video_exports(source, to.out, to.formats, mover)  # of a damaged one what came before
     return code
 
 

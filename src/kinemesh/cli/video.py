@@ -24,6 +24,7 @@ Filter = Annotated[
 ]
 BATCH_FRAMES = 8
 """Frames whose people go through the network together; those of a camera come one by one."""
+_SMOOTH = 0.5
 Count = Annotated[int | None, shown_as("N")]
 
 
@@ -32,23 +33,23 @@ class VideoOptions:
     """Options of ``kinemesh predict`` for videos.
 
     Attributes:
-        smooth: For videos: strength of smoothing, from 0 (none) to 1.
+        smooth: For videos: strength of smoothing, from 0 (none) to 1; 0.5 if left out.
         offline_smoothing: For videos: gaussian (if left out), savgol, or none to smooth while
             frames come, as for cameras.
         resume: For videos: go on with a run that was broken off.
-        every: For videos: look at every Nth frame.
+        every: For videos: look at every Nth frame; at each if left out.
         max_frames: For videos: look at so many frames at most.
         frames: Take a folder for the frames of a video, in the order of their names.
-        frame_rate: Frames a second of such a folder.
+        frame_rate: Frames a second of such a folder, 25 if left out.
     """
 
-    smooth: Annotated[float, shown_as("0..1")] = 0.5
+    smooth: Annotated[float | None, shown_as("0..1")] = None
     offline_smoothing: Filter = None
     resume: bool = False
-    every: Annotated[int, shown_as("N")] = 1
+    every: Count = None
     max_frames: Count = None
     frames: bool = False
-    frame_rate: Annotated[float, shown_as("PER SECOND")] = 25.0
+    frame_rate: Annotated[float | None, shown_as("PER SECOND")] = None
 
 
 def is_video(sources: Sequence[str], options: VideoOptions) -> bool:
@@ -78,6 +79,11 @@ def is_video(sources: Sequence[str], options: VideoOptions) -> bool:
                 f"--{name.replace('_', '-')} is for videos. Name one, or take a folder of pictures "
                 "for a video with --frames."
             )
+    if options.frame_rate is not None and not (options.frames and Path(sources[0]).is_dir()):
+        raise InputError(
+            f"--frame-rate is for a folder of pictures with --frames; '{sources[0]}' has its own "
+            "times. Leave it out."
+        )
     return found
 
 
@@ -120,12 +126,15 @@ def predict_video(
     """
     from kinemesh.formats.frames import FramesHeader
     from kinemesh.formats.video_results import VideoResults
+    from kinemesh.inference.boxes import check_inside
     from kinemesh.inference.video_run import VideoRun
     from kinemesh.inference.video_source import open_source
 
     rule = _rule(source, options)
-    opened = open_source(source, options.frame_rate)
+    opened = open_source(source, *([] if options.frame_rate is None else [options.frame_rate]))
     located, start = _located(opened, detect, boxes)
+    for box in start or ():
+        check_inside(box, opened.image_size)
     found_by = {"source": opened.name, "every": rule.every, "boxes": boxes, **(record or {})}
     refined_by = {
         "smooth": rule.smooth,
@@ -184,6 +193,7 @@ def _rule(source: str, options: VideoOptions) -> Any:
     from kinemesh.inference.video_source import is_camera
 
     live = is_camera(source)
+    smooth = _SMOOTH if options.smooth is None else options.smooth
     kind = options.offline_smoothing or ("none" if live else "gaussian")
     if live and kind != "none":
         raise InputError(
@@ -192,9 +202,10 @@ def _rule(source: str, options: VideoOptions) -> Any:
         )
     if live and options.resume:
         raise InputError("--resume: what a camera has seen cannot be seen again. Leave it out.")
-    offline = None if kind == "none" else OfflineSmoothing(kind, options.smooth)
+    offline = None if kind == "none" else OfflineSmoothing(kind, smooth)
     batch = 1 if live else BATCH_FRAMES
-    return RunRule(options.every, options.max_frames, options.smooth, offline, batch)
+    every = 1 if options.every is None else options.every
+    return RunRule(every, options.max_frames, smooth, offline, batch)
 
 
 def _located(

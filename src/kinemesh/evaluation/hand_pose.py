@@ -204,10 +204,11 @@ def evaluate_hands(
             f"{names[1]}: not one of {total} hands has a labelled joint, so nothing can be scored. "
             "The labels of the test split are not published: write a submission with --results."
         )
-    notes = (GIVEN_2D,) if network.architecture == "joint-lifter" else ()
     scores = report_hands(columns, names[1])
-    notes += () if scores else ("no hand has a labelled joint, so nothing was scored",)
-    return ProtocolResult(*names, HAND_POSE, scores, notes)
+    notes = [GIVEN_2D] if network.architecture == "joint-lifter" else []
+    if not scores:
+        notes.append("no hand has a labelled joint, so nothing was scored")
+    return ProtocolResult(*names, HAND_POSE, scores, tuple(notes))
 
 
 def _seen(

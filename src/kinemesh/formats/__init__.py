@@ -70,17 +70,19 @@ def possible_formats(
         depth: Whether their joints have a place in 3D; views show those of people without a mesh.
 
     Raises:
-        InputError: One was chosen that cannot be; that the default ones are wanted is no choice.
+        InputError: One was chosen that cannot be; whoever wants all the default ones chose none
+            of them.
     """
     impossible: tuple[SaveFormat, ...] = () if mesh else MESH_FORMATS
     impossible += JOINT_FORMATS if mesh or not depth else ()
-    chosen = [name for name in formats if name in impossible]
-    if chosen and set(formats) != set(DEFAULT_FORMATS):
-        shown = (
-            "holds a mesh, but the model recovers joints without one"
-            if chosen[0] in MESH_FORMATS
-            else "shows 3D joints without a mesh, which this model does not recover"
-        )
+    no_choice = DEFAULT_FORMATS if set(DEFAULT_FORMATS) <= set(formats) else ()
+    chosen = [name for name in formats if name in impossible and name not in no_choice]
+    if chosen:
+        shown = "shows 3D joints without a mesh, which this model does not recover"
+        if chosen[0] in MESH_FORMATS:
+            shown = "holds a mesh, but the model recovers joints without one"
+        elif mesh:
+            shown = "shows the joints of people without a mesh, and this model recovers meshes"
         raise InputError(
             f"'{chosen[0]}' {shown}. "
             f"Choose some of {', '.join(n for n in ALL_FORMATS if n not in impossible)}."

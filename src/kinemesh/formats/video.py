@@ -103,7 +103,6 @@ class OverlayVideo:
         self._sound, self._skeleton, self._part_frames = sound, skeleton, part_frames
         if not keep_parts:
             shutil.rmtree(self._parts, ignore_errors=True)
-        self._parts.mkdir(parents=True, exist_ok=True)
         for broken in self._parts.glob(".*"):  # a part that a killed run was in
             broken.unlink()
         self._done = len(self._finished_parts())
@@ -121,6 +120,7 @@ class OverlayVideo:
     def add(self, time_s: float, pixels: np.ndarray) -> None:
         """Encode the next picture (H, W, 3), shown from ``time_s`` on."""
         if self._open is None:
+            self._parts.mkdir(parents=True, exist_ok=True)
             name = f"{self._done:05d}_{round(time_s * 1e6)}.mp4"
             self._open = _Part(self._parts / name, time_s, pixels, self._rate)
         self._open.add(time_s, pixels)
@@ -135,7 +135,7 @@ class OverlayVideo:
         if parts:
             with atomic_path(self.path) as target:
                 _join(target, parts, self._sound, float(1 / self._rate))
-        shutil.rmtree(self._parts)
+        shutil.rmtree(self._parts, ignore_errors=True)  # there is none where no frame came
 
     def _close_part(self) -> None:
         assert self._open is not None  # only called while a part is open

@@ -7,7 +7,8 @@ which says with what options they were made, and as long as the run is not finis
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,9 @@ class VideoResults:
         skeleton: Whether joints are drawn on it.
         part_frames: Frames of the overlay that a run which is killed may have to draw again.
 
+    Until the first frame is found nothing is written, and a finished run that is to be replaced
+    stays whole: what is wrong with the options or with the first frame costs no results.
+
     Attributes:
         is_complete: Whether a run with the same options came to its end before; there is nothing
             left to do.
@@ -76,6 +80,7 @@ class VideoResults:
         target = folder / f"{stem}_overlay.mp4"
         check_video_target(target, header.source)
         find, refine = _plain(find), _plain(refine)
+        self._lines = folder / f"{stem}{ENDING}.jsonl"
         before = self._read_state()
         if before is None and self._place.exists():
             raise InputError(
@@ -86,19 +91,18 @@ class VideoResults:
         self.is_complete = resume and before == self._record | {"finished": True}
         if before is not None and not self.is_complete:
             if before["finished"]:
-                shutil.rmtree(self._place)
                 before = None
             elif resume:
                 self._check_same(before["find"], find)
             else:
                 self._refuse_unfinished()
         same = before is not None and before["refine"] == refine
-        self._place.mkdir(parents=True, exist_ok=True)
-        write_json(self._state, self._record | {"finished": self.is_complete})
-        self.journal = FrameArrays(self._place / "raw", compress=False)
-        kept = self._kept(folder / f"{stem}{ENDING}.jsonl") if same else 0
-        self._writer = FramesWriter(folder, stem, header, kept)
-        self._finished = kept
+        self.journal = _FirstFrame(FrameArrays(self._place / "raw", compress=False), self._begin)
+        self._finished = self._kept() if same else 0
+        self._writer: FramesWriter | None = None
+        self._make_writer = partial(FramesWriter, folder, stem, header, self._finished)
+        if before is not None:
+            self._open()
         self.overlay: OverlayVideo | None = None
         if overlay and not self.is_complete:
             self.overlay = OverlayVideo(
@@ -120,7 +124,7 @@ class VideoResults:
     @property
     def paths(self) -> list[Path]:
         """The files to look at first."""
-        return [path for path in (self._target, self._writer.path) if path.is_file()]
+        return [path for path in (self._target, self._lines) if path.is_file()]
 
     def write(self, frame: VideoFrame) -> None:
         """Write the next refined frame.
@@ -128,6 +132,7 @@ class VideoResults:
         Raises:
             OSError: The folder is not writable or the disk is full.
         """
+        assert self._writer is not None  # a frame is in the journal before it is refined
         self._writer.write(frame)
         self._finished += 1
 
@@ -137,10 +142,31 @@ class VideoResults:
         Args:
             finished: Whether it came to its end, so that another one may replace its results.
         """
+        if self._writer is None:  # not one frame came
+            return
         self._writer.close()
         if finished:
             write_json(self._state, self._record | {"finished": True})
-            shutil.rmtree(self.journal.folder, ignore_errors=True)
+            shutil.rmtree(self._place / "raw", ignore_errors=True)
+
+    def _begin(self) -> None:
+        """Make place for the first frame; a finished run that is replaced stays until now."""
+        self._place.mkdir(parents=True, exist_ok=True)
+        write_json(self._state, self._record | {"finished": False})
+        # the lines first: without them no old arrays are taken for frames of this run
+        self._lines.unlink(missing_ok=True)
+        for path in self._place.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path != self._state:
+                path.unlink()
+        self._writer = self._make_writer()
+
+    def _open(self) -> None:
+        """Go on with a run."""
+        write_json(self._state, self._record | {"finished": self.is_complete})
+        self.journal.is_begun = True
+        self._writer = self._make_writer()
 
     def _read_state(self) -> dict[str, Any] | None:
         if not self._state.is_file():
@@ -171,11 +197,11 @@ class VideoResults:
                     "another folder."
                 )
 
-    def _kept(self, lines: Path) -> int:
+    def _kept(self) -> int:
         """How many refined frames are complete."""
-        if not lines.is_file():
+        if not self._lines.is_file():
             return 0
-        frames = complete_lines(lines)[1:]
+        frames = complete_lines(self._lines)[1:]
         arrays = FrameArrays(self._place)
         complete = 0
         for line in frames:
@@ -183,6 +209,26 @@ class VideoResults:
                 break
             complete += 1
         return complete
+
+
+class _FirstFrame:
+    """A journal that is empty until its first frame is written, and calls ``begin`` before it."""
+
+    def __init__(self, arrays: FrameArrays, begin: Callable[[], None]) -> None:
+        self._arrays, self._begin = arrays, begin
+        self.is_begun = False
+
+    def has(self, index: int) -> bool:
+        return self.is_begun and self._arrays.has(index)
+
+    def read(self, index: int) -> VideoFrame:
+        return self._arrays.read(index)
+
+    def write(self, frame: VideoFrame) -> None:
+        if not self.is_begun:
+            self._begin()
+            self.is_begun = True
+        self._arrays.write(frame)
 
 
 def _plain(options: Options) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from kinemesh.inference.boxes import Box, Side
+from kinemesh.inference.duplicates import joint_similarity
 from kinemesh.inference.person import Person
 from kinemesh.inference.placement import NEAR_M
 
@@ -40,6 +41,10 @@ class TrackingRule:
         least_score: Nobody with a lower score begins a track.
         twin_likeness: Of two people of a frame whose joints are more alike than this, one is taken
             for the other found twice, and dropped.
+        twin_oks: The same for the similarity of `kinemesh.inference.duplicates`, which takes
+            people for one earlier; None for no such limit. It is for frames whose boxes come from
+            the tracks: where people cross, two boxes look at the one in front, and the track of
+            the hidden one has to wait where its own motion leads.
     """
 
     lost_s: float = 2.0
@@ -48,6 +53,7 @@ class TrackingRule:
     joint_share: float = 0.7
     least_score: float = 0.05
     twin_likeness: float = 0.85
+    twin_oks: float | None = None
 
 
 @dataclass
@@ -226,6 +232,9 @@ class Tracker:
     def _are_twins(self, person: Person, other: Person, box: Box) -> bool:
         if person.skeleton != other.skeleton or person.side != other.side:
             return False
+        limit = self.rule.twin_oks
+        if limit is not None and float(joint_similarity([other, person])[0, 1]) > limit:
+            return True
         spread = _size(box) * self.rule.joint_spread / 2
         alike = likeness(person.joints_px, other.joints_px, spread, other.joint_confidence)
         return alike > self.rule.twin_likeness

@@ -35,6 +35,7 @@ Detect = Callable[[int, LoadedImage], Boxes]
 """Boxes of the frame of a number."""
 _LEAST_INSIDE = 0.2  # of a box that is looked at again
 _GUESSED_RATE = 25.0
+_FOLLOWED_OKS = 0.5  # where COCO begins to count two people as one
 _STORED: Boxes = (Box(-1.0, -1.0, 1.0, 1.0),)  # stands for a frame of the journal
 
 
@@ -275,7 +276,10 @@ class VideoRun:
 
     def _recover(self, drawn_from: int | None) -> Iterator[tuple[SourceFrame, VideoFrame]]:
         """Found people of each frame; pixels come with those that are computed or drawn."""
-        tracker = Tracker(self.rule.tracking)
+        tracking = self.rule.tracking
+        if self.detect is None:  # boxes of two tracks may look at one person
+            tracking = replace(tracking, twin_oks=_FOLLOWED_OKS)
+        tracker = Tracker(tracking)
         fitter = None if self.fit is None else TrackFitter(self.fit)
         journal = self.results.journal
         stored = self._stored()

@@ -26,6 +26,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 FOLDER_RATE = 25.0
 """Frames a second that the pictures of a folder are taken for where nothing else is said."""
+_LOOSE_END_S = 0.25  # sound is padded, and what is written of lengths is rounded
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -99,6 +100,37 @@ def is_video_name(source: str | Path) -> bool:
     return is_camera(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES
 
 
+@dataclass
+class _Extent:
+    """How far a file was read, in seconds.
+
+    Attributes:
+        packets_s: End of the packet that ends last, of all its streams.
+        first_s: Time of the first frame.
+        frames_s: Time of the last frame.
+        step_s: How long the last frame lasts, at least as long as the one before it did.
+    """
+
+    packets_s: float = 0.0
+    first_s: float | None = None
+    frames_s: float = 0.0
+    step_s: float = 0.0
+
+    def add_packet(self, packet: Any) -> None:
+        if packet.size and packet.pts is not None:
+            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
+            self.packets_s = max(self.packets_s, end)
+
+    def add_frame(self, frame: Any) -> None:
+        if frame.time is None:
+            return
+        lasts = float(frame.duration * frame.time_base) if frame.duration else 0.0
+        if self.first_s is None:
+            self.first_s = self.frames_s = frame.time
+        self.step_s = max(lasts, frame.time - self.frames_s)
+        self.frames_s = max(self.frames_s, frame.time)
+
+
 class FileSource:
     """A video file, decoded by PyAV; see `VideoSource`.
 
@@ -149,16 +181,47 @@ class FileSource:
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
         av = require("av", "video")
-        count = 0
+        count, extent = 0, _Extent()
         try:
-            for frame in container.decode(stream):
-                yield frame
-                count += 1
+            for packet in container.demux():
+                extent.add_packet(packet)
+                if packet.stream.index == stream.index:
+                    for frame in packet.decode():
+                        yield frame
+                        count += 1
+                        extent.add_frame(frame)
         except av.error.FFmpegError as error:
             raise DamagedVideoError(
                 f"'{self.path}' is damaged after frame {count}: {error}. What was found before it "
                 "is kept. Copy the file again, or mend it with: ffmpeg -i FILE -c copy NEW"
             ) from error
+        self._check_end(container, stream, count, extent)
+
+    def _check_end(self, container: Any, stream: Any, count: int, extent: "_Extent") -> None:
+        """Refuse the end of a file that was cut off, which decoders take for a proper end.
+
+        Only containers whose header says how long they are can tell.
+        """
+        layout, step = container.format.name.split(","), extent.step_s
+        if "mp4" in layout and stream.frames and stream.duration:
+            # both: a trimmed film holds frames that are not shown, and its duration says so
+            promised = float(stream.duration * stream.time_base)
+            came = extent.frames_s - min(extent.first_s or 0.0, 0.0) + step
+            is_short = count < stream.frames and promised - came > step / 2
+        elif "avi" in layout and stream.frames and stream.average_rate:
+            promised = float(stream.frames / stream.average_rate)
+            came = extent.frames_s + step
+            is_short = promised - came > max(2 * step, _LOOSE_END_S)
+        elif "matroska" in layout and container.duration:
+            promised, came = container.duration / 1e6, extent.packets_s
+            is_short = promised - came > max(2 * step, _LOOSE_END_S)
+        else:
+            return
+        if is_short:
+            raise DamagedVideoError(
+                f"'{self.path}' is cut off after frame {count}: it ends at {came:.2f} s of "
+                f"{promised:.2f} s. What was found before it is kept. Copy the file again."
+            )
 
     def _open(self) -> Any:
         av = require("av", "video")

@@ -222,7 +222,7 @@ def _free_port(host: str, port: int | None) -> int:
             problem = getattr(error, "strerror", None) or str(error)
     named = f"port {port}" if port is not None else f"any port from {FIRST_PORT}"
     raise InputError(
-        f"Cannot listen on {named} of '{host}': {problem}. Choose another with --port, "
+        f"Cannot listen on {named} of '{host}': {problem.rstrip('.')}. Choose another with --port, "
         "or leave --port and --host out."
     )
 
