@@ -144,7 +144,7 @@ def make_potter_step(options: Options) -> Callable[[], None]:
     """One step of the published recipe of POTTER's hand network."""
     network = build_potter_variant(options.models[0]).to(options.device).train()
     if not isinstance(network, PotterHand):
-        raise SystemExit(f"{options.models[0]}: of POTTER's networks only the hand one is measured.")
+        raise SystemExit(f"{options.models[0]}: only POTTER's hand network is measured.")
     if options.checkpointing[0]:
         checkpoint_activations(network)
     parameters = [value for value in network.parameters() if value.requires_grad]
