@@ -37,6 +37,7 @@ from kinemesh.mesh_losses import MeshTargets, MeshTransformerLoss
 from kinemesh.models.activation_checkpointing import checkpoint_activations
 from kinemesh.models.point_hmr import PointHmr
 from kinemesh.models.potter_hand import PotterHand
+from kinemesh.models.potter_mesh import PotterMeshConfig
 from kinemesh.models.potter_variants import build_potter_variant
 from kinemesh.models.prtr_sequential import padding_of_sizes
 from kinemesh.models.prtr_variants import KEYPOINT_VARIANTS
@@ -57,6 +58,7 @@ MODELS = (
     "prtr-coco-w32-384x288",
     "prtr-coco-deform-res50-384x288",
     "potter-hand",
+    "potter-mesh",
     "prtr-sequential",
 )
 QUICK = (
@@ -141,29 +143,46 @@ def make_keypoint_step(options: Options) -> Callable[[], None]:
 
 
 def make_potter_step(options: Options) -> Callable[[], None]:
-    """One step of the published recipe of POTTER's hand network."""
-    network = build_potter_variant(options.models[0]).to(options.device).train()
-    if not isinstance(network, PotterHand):
-        raise SystemExit(f"{options.models[0]}: only POTTER's hand network is measured.")
+    """One step of a published recipe of POTTER: hands, or the body on Anny's mesh."""
+    name = options.models[0]
+    network, loss = potter_body(options) if name == "potter-mesh" else potter_hand(options)
     if options.checkpointing[0]:
         checkpoint_activations(network)
     parameters = [value for value in network.parameters() if value.requires_grad]
     optimiser = torch.optim.Adam(parameters, lr=1e-4)
-    side, device = network.config.side, options.device
-    image = torch.randn(options.batch, 3, side, side, device=device)
-    joints = torch.randn(options.batch, network.config.joints, 3, device=device)
-    visible = torch.ones(joints.shape[:2], dtype=torch.bool, device=device)
+    device = options.device.split(":")[0]
 
     def step() -> None:
         bf16 = options.precision == "bf16"
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=bf16):
-            output = network(image)
-        total = pose3d_loss(output.float(), joints, visible)
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            total = loss()
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         optimiser.step()
 
     return step
+
+
+def potter_hand(options: Options) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The hand network and its loss on random crops."""
+    network = build_potter_variant(options.models[0]).to(options.device).train()
+    if not isinstance(network, PotterHand):
+        raise SystemExit(f"{options.models[0]}: measured are potter-hand and potter-mesh.")
+    side, device = network.config.side, options.device
+    image = torch.randn(options.batch, 3, side, side, device=device)
+    joints = torch.randn(options.batch, network.config.joints, 3, device=device)
+    visible = torch.ones(joints.shape[:2], dtype=torch.bool, device=device)
+    return network, lambda: pose3d_loss(network(image).float(), joints, visible)
+
+
+def potter_body(options: Options) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The mesh network in its published size, inverse kinematics and all, on rendered people."""
+    task = replace(RECIPES["potter-body"](), network=PotterMeshConfig()).completed(1).build_task()
+    network = task.build_model().to(options.device).train()
+    people = task.train_dataset()
+    batch = task.collate([people[row] for row in range(options.batch)])
+    batch = {name: value.to(options.device) for name, value in batch.items()}
+    return network, lambda: task.loss(network, batch)["total"]
 
 
 def make_crops(recipe: PrtrRecipe, batch: int) -> Batch:
