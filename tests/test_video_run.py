@@ -118,6 +118,20 @@ def broken(video, out):
         predict_video(str(video), VideoOptions(), find=one_by_one(fail), out=out)
 
 
+def test_another_video_of_the_same_name_does_not_go_on(video, tmp_path, capsys):
+    out, boxes = tmp_path / "out", tmp_path / "boxes.json"
+    other = write_video(tmp_path / video.name, spot_frames(FRAMES - 2))
+    broken(video, out)
+    with pytest.raises(InputError, match="contents of the source"):
+        predict(other, out, resume=True)
+    boxes.write_text("[[10, 10, 40, 60]]")
+    assert predict(video, tmp_path / "new", boxes=str(boxes)) == 0
+    boxes.write_text("[[12, 10, 40, 60]]")
+    capsys.readouterr()
+    assert predict(video, tmp_path / "new", boxes=str(boxes), resume=True) == 0
+    assert "Nothing left to do" not in capsys.readouterr().out  # found anew
+
+
 def test_an_unfinished_run_is_not_thrown_away(video, tmp_path, capsys):
     broken(video, tmp_path)
     with pytest.raises(InputError, match="--resume"):

@@ -1,5 +1,6 @@
 """The part of ``kinemesh predict`` that is for videos, folders of frames and cameras."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ Filter = Annotated[
 BATCH_FRAMES = 8
 """Frames whose people go through the network together; those of a camera come one by one."""
 _SMOOTH = 0.5
+_MEGABYTE = 2**20
 Count = Annotated[int | None, shown_as("N")]
 
 
@@ -126,7 +128,7 @@ def predict_video(
     """
     from kinemesh.formats.frames import FramesHeader
     from kinemesh.formats.video_results import VideoResults
-    from kinemesh.inference.boxes import check_inside
+    from kinemesh.inference.boxes import check_inside, is_boxes_file
     from kinemesh.inference.video_run import VideoRun
     from kinemesh.inference.video_source import open_source
 
@@ -135,7 +137,14 @@ def predict_video(
     located, start = _located(opened, detect, boxes)
     for box in start or ():
         check_inside(box, opened.image_size)
-    found_by = {"source": opened.name, "every": rule.every, "boxes": boxes, **(record or {})}
+    found_by = {
+        "source": opened.name,
+        "contents of the source": _fingerprint(source),
+        "every": rule.every,
+        "boxes": boxes,
+        "contents of the boxes": _fingerprint(boxes) if boxes and is_boxes_file(boxes) else None,
+        **(record or {}),
+    }
     refined_by = {
         "smooth": rule.smooth,
         "offline_smoothing": "none" if rule.offline is None else rule.offline.kind,
@@ -206,6 +215,24 @@ def _rule(source: str, options: VideoOptions) -> Any:
     batch = 1 if live else BATCH_FRAMES
     every = 1 if options.every is None else options.every
     return RunRule(every, options.max_frames, smooth, offline, batch)
+
+
+def _fingerprint(place: str) -> str | None:
+    """What tells inputs of one name apart; None for a camera.
+
+    Of a file its size, its first and its last megabyte; of a folder names and sizes.
+    """
+    path = Path(place)
+    if not path.exists():
+        return None
+    if path.is_dir():
+        names = sorted(f"{file.name} {file.stat().st_size}" for file in path.iterdir())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_MEGABYTE)
+        file.seek(max(0, size - _MEGABYTE))
+        return hashlib.sha256(b"%d " % size + head + file.read(_MEGABYTE)).hexdigest()[:16]
 
 
 def _located(
