@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+from kinemesh.cli._video_exports import write_video_exports
 from kinemesh.cli.video import VideoOptions, is_video, predict_video
 from kinemesh.errors import InputError, KinemeshError
 from kinemesh.formats.frames import FrameArrays, FramesFile, FramesHeader, FramesWriter
@@ -130,6 +131,25 @@ def test_another_video_of_the_same_name_does_not_go_on(video, tmp_path, capsys):
     capsys.readouterr()
     assert predict(video, tmp_path / "new", boxes=str(boxes), resume=True) == 0
     assert "Nothing left to do" not in capsys.readouterr().out  # found anew
+
+
+def test_boxes_of_no_frame_are_refused(video, tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text('{"x.png": [[10, 10, 40, 60]]}')
+    with pytest.raises(InputError, match=r"frames by number.*found 'x\.png'"):
+        predict(video, tmp_path, boxes=str(boxes))
+
+
+def test_with_nobody_the_tables_are_written_all_the_same(video, tmp_path, capsys):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text('{"0": []}')
+    assert predict(video, tmp_path, boxes=str(boxes)) == 0
+    write_video_exports(str(video), tmp_path, ("csv", "bvh", "coco"), None)
+    assert "Nobody is in any frame: no bvh" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.glob("walk_*.*")} >= {
+        "walk_joints.csv",
+        "walk_coco.json",
+    }
 
 
 def test_an_unfinished_run_is_not_thrown_away(video, tmp_path, capsys):

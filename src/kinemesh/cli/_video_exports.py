@@ -1,5 +1,6 @@
 """Files for other tools of a video that was predicted: skeletons, animated meshes, tables."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def write_video_exports(
         fitter: For BVH and GLB, which show body models.
 
     Raises:
-        InputError: The frames are not there, or nobody is in them.
+        InputError: The frames are not there.
     """
     from kinemesh.formats.frames import ENDING, FramesFile
     from kinemesh.formats.track_fitting import fit_tracks
@@ -45,6 +46,10 @@ def write_video_exports(
         return
     stem = _stem(source)
     video = FramesFile(out / f"{stem}{ENDING}.jsonl")
+    moving = [name for name in wanted if name in PARAMETER_FORMATS]
+    if moving and not any(frame.people for frame in video):
+        print(f"Nobody is in any frame: no {', '.join(moving)}.", file=sys.stderr)
+        wanted = [name for name in wanted if name not in moving]
     if fitter is not None and any(name in PARAMETER_FORMATS for name in wanted):
         print(f"Body models are fitted to {len(video)} frames ...")
         frames = fit_tracks(video, fitter)

@@ -250,6 +250,12 @@ def _located(
     if not table.is_by_name:
         return None, table.for_image("")
     paths = source.paths if isinstance(source, FolderSource) else []
+    known = {path.name for path in paths}
+    if table.names and not any(name.isdigit() or name in known for name in table.names):
+        raise InputError(
+            f"--boxes: expected frames by number{' or name of the picture' if known else ''}, found "
+            f'\'{table.names[0]}\'. Write {{"0": [[x, y, w, h]], "1": ...}}.'
+        )
 
     def look_up(index: int, photo: "LoadedImage") -> "Boxes":
         for name in (str(index), *([paths[index].name] if paths else [])):

@@ -69,6 +69,11 @@ class BoxTable:
         """Whether each image has boxes of its own."""
         return self._by_name is not None
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the images that have an entry; none in a table for every image."""
+        return tuple(self._by_name or ())
+
     def __contains__(self, name: str) -> bool:
         return self._by_name is None or name in self._by_name
 
