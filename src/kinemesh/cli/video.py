@@ -253,8 +253,8 @@ def _located(
     known = {path.name for path in paths}
     if table.names and not any(name.isdigit() or name in known for name in table.names):
         raise InputError(
-            f"--boxes: expected frames by number{' or name of the picture' if known else ''}, found "
-            f'\'{table.names[0]}\'. Write {{"0": [[x, y, w, h]], "1": ...}}.'
+            "--boxes: expected frames by number, or in a folder by the name of the picture, found "
+            f"'{table.names[0]}'. Write {{\"0\": [[x, y, w, h]], ...}}."
         )
 
     def look_up(index: int, photo: "LoadedImage") -> "Boxes":
