@@ -16,20 +16,10 @@ from kinemesh.errors import InputError
 from kinemesh.geometry.rotations import axis_angle_to_matrix, matrix_to_axis_angle
 from kinemesh.inference.fitting import PeopleFitter, fit_people
 from kinemesh.inference.person import Person, PhotoCamera
-from tests.body_fixtures import write_mano_assets, write_smpl_assets
 from tests.fake_predictor import fake_predictor, fake_topology
 
 MILLIMETRES = 1000.0
 POSES = {"anny-body": random_body_poses, "anny-hand": random_hand_poses}
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    """Folder with a made-up SMPL and a made-up MANO."""
-    folder = tmp_path_factory.mktemp("assets")
-    write_smpl_assets(folder / "smpl")
-    write_mano_assets(folder / "mano")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +69,8 @@ def double(body: PosableBody) -> PosableBody:
 
 
 @pytest.mark.parametrize("name", ["anny-body", "anny-hand", "smpl", "mano"])
-def test_derivatives_are_those_of_posing(name, assets):
-    whole = posable_body(name, assets)
+def test_derivatives_are_those_of_posing(name, made_up_assets):
+    whole = posable_body(name, made_up_assets)
     some = torch.randperm(len(whole.template), generator=torch.Generator().manual_seed(0))[:60]
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
@@ -159,8 +149,8 @@ def test_hands_of_both_sides_are_found_again(hand):
 
 
 @pytest.mark.parametrize("name", ["smpl", "mano"])
-def test_bodies_of_the_users_files_are_found_again(name, assets):
-    posable = posable_body(name, assets)
+def test_bodies_of_the_users_files_are_found_again(name, made_up_assets):
+    posable = posable_body(name, made_up_assets)
     torch.manual_seed(2)
     rotations = axis_angle_to_matrix(0.3 * torch.randn(2, len(posable.bones), 3))
     rotations[:, 0] = axis_angle_to_matrix(torch.randn(2, 3))

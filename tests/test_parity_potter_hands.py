@@ -9,6 +9,7 @@ import torch
 from kinemesh.evaluation.hand_pose import measure_hands
 from kinemesh.hand_losses import pose3d_loss
 from tests.parity import potter_hands, potter_networks
+from tests.parity.potter_networks import salt_of
 from tests.seeded_weights import normal
 
 CASES = {
@@ -68,11 +69,11 @@ def test_the_salt_is_that_of_the_hand_networks_if_they_agree(tmp_path):
     manifest = tmp_path / "manifest.json"
     shared = {"config": {"NAME": "PoolAttnHR_Pose_3D"}, "inputs": {}, "state_dict": {}}
     manifest.write_text(json.dumps({"a": {**shared, "salt": "s"}, "b": {**shared, "salt": "s"}}))
-    assert potter_hands.salt_of(manifest, "hand_crop") == "s"
+    assert salt_of(manifest, "hand_crop", "hand") == "s"
     manifest.write_text(json.dumps({"a": {**shared, "salt": "s"}, "b": {**shared, "salt": "t"}}))
     with pytest.raises(ValueError, match="the salts"):
-        potter_hands.salt_of(manifest, "hand_crop")
-    assert potter_hands.salt_of(tmp_path / "absent.json", "hand_crop") == ""
+        salt_of(manifest, "hand_crop", "hand")
+    assert salt_of(tmp_path / "absent.json", "hand_crop", "hand") == ""
 
 
 def test_the_salt_of_taken_weights_is_read(tmp_path):

@@ -9,20 +9,10 @@ from kinemesh.bodies.parameters import BodyParameters, official_pose, place
 from kinemesh.bodies.posable import PosableBody, bone_names, mirrored_rotations, posable_body
 from kinemesh.errors import InputError
 from kinemesh.geometry.rotations import axis_angle_to_matrix
-from tests.body_fixtures import write_mano_assets, write_smpl_assets
 from tests.tolerances import TOL
 
 EXACT = TOL[torch.float32]
 POSES = {"anny-body": random_body_poses, "anny-hand": random_hand_poses}
-
-
-@pytest.fixture(scope="module")
-def assets(tmp_path_factory):
-    """Folder with a made-up SMPL and a made-up MANO."""
-    folder = tmp_path_factory.mktemp("assets")
-    write_smpl_assets(folder / "smpl")
-    write_mano_assets(folder / "mano")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +53,8 @@ def test_poses_of_a_rig_are_those_of_the_rig(name):
     assert body.bones == rig.bones == bone_names(name)
 
 
-def test_smpl_stands_upright_and_poses_as_its_file_says(assets):
-    model, body = load_body_model(assets, "smpl"), posable_body("smpl", assets)
+def test_smpl_stands_upright_and_poses_as_its_file_says(made_up_assets):
+    model, body = load_body_model(made_up_assets, "smpl"), posable_body("smpl", made_up_assets)
     vectors = 0.4 * torch.randn(2, 24, 3, generator=torch.Generator().manual_seed(1))
     betas = torch.randn(2, 10, generator=torch.Generator().manual_seed(2))
     expected = model(vectors.flatten(1), betas)
@@ -77,8 +67,8 @@ def test_smpl_stands_upright_and_poses_as_its_file_says(assets):
     assert bone_names("smpl") == body.bones
 
 
-def test_mano_poses_as_its_file_says_from_the_flat_hand(assets):
-    model, body = load_body_model(assets, "mano"), posable_body("mano", assets)
+def test_mano_poses_as_its_file_says_from_the_flat_hand(made_up_assets):
+    model, body = load_body_model(made_up_assets, "mano"), posable_body("mano", made_up_assets)
     vectors = 0.4 * torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(3))
     betas = torch.randn(2, 10, generator=torch.Generator().manual_seed(4))
     full = vectors.clone()
@@ -106,8 +96,8 @@ def test_mirrored_body_poses_as_the_mirror_image(hand):
     assert torch.equal(left.faces, hand.faces[:, [0, 2, 1]])
 
 
-def test_mirrored_correctives_follow_the_mirror(assets):
-    body = posable_body("mano", assets)
+def test_mirrored_correctives_follow_the_mirror(made_up_assets):
+    body = posable_body("mano", made_up_assets)
     rotations, shape = random_rotations(1, 16), torch.randn(1, 10)
     expected = body.pose(rotations, shape).vertices * torch.tensor([-1.0, 1.0, 1.0])
     found = body.mirrored().pose(mirrored_rotations(rotations), shape).vertices
@@ -130,8 +120,8 @@ def test_place_moves_bodies_and_mirrors_left_hands(hand):
 
 
 @pytest.mark.parametrize("name", ["smpl", "mano"])
-def test_official_pose_is_what_the_model_itself_takes(name, assets):
-    model, body = load_body_model(assets, name), posable_body(name, assets)
+def test_official_pose_is_what_the_model_itself_takes(name, made_up_assets):
+    model, body = load_body_model(made_up_assets, name), posable_body(name, made_up_assets)
     person = parameters(body, seed=3)
     pose, betas, translation = official_pose(body, person)
     made = model.posed(pose[None], betas[None]).vertices[0] + translation

@@ -37,8 +37,7 @@ from kinemesh.models.joint_statistics import JointStatistics
 from tests import parity
 from tests.conftest import SHARED
 from tests.parity import EXACT, Comparison, Tolerance
-from tests.parity.networks import Case
-from tests.parity.potter_networks import kind_of, read_manifest
+from tests.parity.potter_networks import salt_of
 from tests.seeded_weights import normal
 
 Golden = dict[str, np.ndarray]
@@ -73,33 +72,8 @@ def compare(golden_folder: Path, manifest: Path | None = None) -> list[Compariso
     found = []
     for name, file, part in parts:
         if (golden_folder / file).is_file():
-            found += part(golden_folder, salt_of(manifest, name))
+            found += part(golden_folder, salt_of(manifest, name, "hand"))
     return found
-
-
-def salt_of(manifest: Path, name: str) -> str:
-    """The salt of a golden file: of its own entry, else that of all hand networks.
-
-    Raises:
-        ValueError: The file has no entry, and the networks have several salts.
-    """
-    entries = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
-    own = entries.get(name)
-    if isinstance(own, dict) and "salt" in own:
-        return str(own["salt"])
-    hands = [case for case in cases_of(manifest) if kind_of(case.config) == "hand"]
-    salts = {case.salt for case in hands} or {""}
-    if len(salts) > 1:
-        raise ValueError(
-            f"{manifest}: the hand networks have the salts {sorted(salts)}, so that of '{name}' is "
-            f'not known. Add an entry "{name}": {{"salt": ...}}.'
-        )
-    return salts.pop()
-
-
-def cases_of(manifest: Path) -> list[Case]:
-    """The networks of a manifest; none where there is no manifest."""
-    return read_manifest(manifest, manifest.parent / "golden") if manifest.is_file() else []
 
 
 def _load(path: Path) -> Golden:

@@ -39,9 +39,9 @@ from tests.parity.potter_mesh_inputs import (
 from tests.parity.potter_networks import (
     BEHIND_THE_BODY,
     build_network,
-    kind_of,
+    cases_of,
     load,
-    read_manifest,
+    salt_of,
 )
 from tests.seeded_weights import input_image
 
@@ -64,8 +64,8 @@ def compare(golden_folder: Path, manifest: Path | None = None) -> list[Compariso
     results = []
     kinematics = golden_folder / f"{KINEMATICS}.npz"
     if kinematics.is_file():
-        results.append(compare_kinematics(kinematics, salt_of(manifest, KINEMATICS)))
-    for case in mesh_networks(manifest, golden_folder):
+        results.append(compare_kinematics(kinematics, salt_of(manifest, KINEMATICS, "mesh")))
+    for case in cases_of(manifest, "mesh", golden_folder):
         if not any(_is_behind(key) for key in case.golden()):
             continue
         if kinematics.is_file():
@@ -74,36 +74,11 @@ def compare(golden_folder: Path, manifest: Path | None = None) -> list[Compariso
             why = f"{kinematics}: there is no such file, so what the body makes is not compared"
             results.append(Comparison.broken(f"{case.name}/body", why))
     if (golden_folder / f"{PRE_POST}.npz").is_file():
-        results += compare_pre_post(golden_folder, salt_of(manifest, PRE_POST))
+        results += compare_pre_post(golden_folder, salt_of(manifest, PRE_POST, "mesh"))
     if (golden_folder / f"{EVALUATION}.json").is_file():
         path = golden_folder / f"{EVALUATION}.json"
-        results.append(compare_metrics(path, salt_of(manifest, EVALUATION)))
+        results.append(compare_metrics(path, salt_of(manifest, EVALUATION, "mesh")))
     return results
-
-
-def mesh_networks(manifest: Path, golden_folder: Path) -> list[Case]:
-    """The mesh networks of a manifest; none where there is no manifest."""
-    cases = read_manifest(manifest, golden_folder) if manifest.is_file() else []
-    return [case for case in cases if kind_of(case.config) == "mesh"]
-
-
-def salt_of(manifest: Path, name: str) -> str:
-    """The salt of a golden file: of its own entry, else that of all mesh networks.
-
-    Raises:
-        ValueError: The file has no entry, and the networks have several salts.
-    """
-    entries = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
-    own = entries.get(name)
-    if isinstance(own, dict) and "salt" in own:
-        return str(own["salt"])
-    salts = {case.salt for case in mesh_networks(manifest, manifest.parent)} or {""}
-    if len(salts) > 1:
-        raise ValueError(
-            f"{manifest}: the mesh networks have the salts {sorted(salts)}, so that of '{name}' is "
-            f'not known. Add an entry "{name}": {{"salt": ...}}.'
-        )
-    return salts.pop()
 
 
 def golden_of(path: Path) -> dict[str, np.ndarray]:

@@ -90,6 +90,39 @@ def _case(name: str, entry: Mapping[str, Any], golden_folder: Path) -> Case:
     )
 
 
+def cases_of(manifest: Path, kind: str, golden_folder: Path | None = None) -> list[Case]:
+    """The networks of one kind (`kind_of`) in a manifest; none where there is no manifest.
+
+    Args:
+        manifest: Its file.
+        kind: "hand" or "mesh".
+        golden_folder: None takes ``golden`` beside the manifest.
+    """
+    if not manifest.is_file():
+        return []
+    cases = read_manifest(manifest, golden_folder or manifest.parent / "golden")
+    return [case for case in cases if kind_of(case.config) == kind]
+
+
+def salt_of(manifest: Path, name: str, kind: str) -> str:
+    """The salt of a golden file: of its own entry, else that of all networks of its kind.
+
+    Raises:
+        ValueError: The file has no entry, and the networks have several salts.
+    """
+    entries = json.loads(manifest.read_text("utf-8")) if manifest.is_file() else {}
+    own = entries.get(name)
+    if isinstance(own, dict) and "salt" in own:
+        return str(own["salt"])
+    salts = {case.salt for case in cases_of(manifest, kind)} or {""}
+    if len(salts) > 1:
+        raise ValueError(
+            f"{manifest}: the {kind} networks have the salts {sorted(salts)}, so that of '{name}' "
+            f'is not known. Add an entry "{name}": {{"salt": ...}}.'
+        )
+    return salts.pop()
+
+
 def kind_of(config: Mapping[str, Any]) -> str:
     """ "hand", "mesh", "classifier", "backbone" or "units"."""
     if "parts" in config:
