@@ -358,11 +358,17 @@ def test_which_sources_are_videos(tmp_path):
     for sources, options, word in (
         (["a.mp4", "b.jpg"], none, "one video at a time"),
         (["a.jpg"], VideoOptions(frames=True), "--frames"),
+        (["a.mp4"], VideoOptions(frames=True), "leave --frames out"),
+        (["0"], VideoOptions(frames=True), "leave --frames out"),
+        (["a.mp4"], VideoOptions(max_frames=0), "^--max-frames: expected .* found 0"),
+        (["a.mp4"], VideoOptions(every=-1), "^--every: expected .* found -1"),
+        (["a.mp4"], VideoOptions(smooth=2.0), "^--smooth: expected .* found 2"),
         (["a.jpg"], VideoOptions(every=2), "--every"),
         (["a.jpg"], VideoOptions(max_frames=2), "--max-frames"),
         (["a.jpg"], VideoOptions(smooth=0.5), "--smooth"),
         (["a.jpg"], VideoOptions(frame_rate=25.0), "--frame-rate"),
         (["a.mp4"], VideoOptions(frame_rate=25.0), "own times"),
+        ([str(tmp_path)], VideoOptions(frames=True, frame_rate=0.0), "^--frame-rate: expected"),
     ):
         with pytest.raises(InputError, match=word):
             is_video(sources, options)

@@ -121,6 +121,20 @@ def test_a_file_that_was_cut_off_is_told(tmp_path, name, coder):
     assert len(list(few)) == 5
 
 
+@pytest.mark.parametrize(
+    ("name", "coder", "lost"), [("a.mkv", "libx264", 1), ("a.avi", "mpeg4", 2)]
+)
+def test_the_loss_of_the_last_frames_is_told_where_there_is_no_sound(tmp_path, name, coder, lost):
+    path = noise_video(tmp_path / name, coder)
+    with av.open(str(path)) as container:
+        starts = [packet.pos for packet in container.demux(video=0) if packet.size]
+    path.write_bytes(path.read_bytes()[: starts[-lost]])
+    seen = []
+    with pytest.raises(DamagedVideoError, match=f"cut off after frame {24 - lost}"):
+        seen.extend(map(read_index, FileSource(path).frames()))
+    assert len(seen) == 24 - lost
+
+
 @pytest.mark.parametrize("times", [None, UNEVEN], ids=["even", "uneven"])
 @pytest.mark.parametrize(("name", "coder"), KINDS)
 def test_a_whole_file_is_not_taken_for_a_cut_one(tmp_path, name, coder, times):

@@ -163,6 +163,10 @@ def test_busy_port_is_refused_and_else_the_next_is_taken(
         assert viewer.url != f"http://localhost:{port}"
     with pytest.raises(InputError, match="--port"):
         Viewer(open_folder(folder), 99999)
+    for host in ("no..name", "203.0.113.5"):  # no name at all, and an address of nobody here
+        with pytest.raises(InputError, match=f"--host: '{host}' is no address") as told:
+            Viewer(open_folder(folder), None, host)
+        assert "port" not in str(told.value)
 
 
 def test_ctrl_c_ends_it_cleanly(

@@ -109,6 +109,23 @@ def test_folder_of_pictures(tmp_path: Path) -> None:
     assert shown(open_folder(tmp_path / "out")[0].scene(12).backdrop) == 12
 
 
+def test_a_damaged_file_is_told_by_name_and_the_others_open(video: Path, tmp_path: Path) -> None:
+    write_results(tmp_path, video, every=8)
+    good = (tmp_path / "walk_frames.jsonl").read_text("utf-8")
+    (tmp_path / "a_frames.jsonl").write_text("no JSON\n", "utf-8")
+    header, _, frames = good.partition("\n")
+    wrong = header.replace('"every":8', '"every":0')
+    (tmp_path / "b_frames.jsonl").write_text(f"{wrong}\n{frames}", "utf-8")
+    told: list[str] = []
+    (album,) = open_folder(tmp_path, tell=told.append)
+    assert album.title == "walk"
+    assert all(f"{name}_frames.jsonl" in line for name, line in zip("ab", told, strict=True))
+    (tmp_path / "walk_frames.jsonl").unlink()
+    with pytest.raises(InputError, match=r"(?s)a_frames\.jsonl.*b_frames\.jsonl"):
+        open_folder(tmp_path, tell=told.append)
+    assert len(told) == 2
+
+
 def test_run_that_has_just_begun(tmp_path: Path, video: Path) -> None:
     FramesWriter(tmp_path, "walk", FramesHeader(str(video), SIZE, RATE)).close()
     with pytest.raises(InputError, match="no frame yet"):

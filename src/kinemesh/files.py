@@ -11,13 +11,19 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
+def atomic_path(path: str | Path, folder: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it there on success, delete it on failure.
 
     The temporary name keeps the suffix of ``path``, since many writers choose a format by it.
+
+    Args:
+        path: The file.
+        folder: Where the temporary file lies in place of beside ``path``: a folder on the same
+            disk, in which the caller finds it again if the process was killed.
     """
     final = Path(path)
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=".", suffix=f".partial{final.suffix}")
+    place = final.parent if folder is None else folder
+    handle, name = tempfile.mkstemp(dir=place, prefix=".", suffix=f".partial{final.suffix}")
     os.close(handle)
     temporary = Path(name)
     try:

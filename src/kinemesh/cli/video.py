@@ -1,6 +1,7 @@
 """The part of ``kinemesh predict`` that is for videos, folders of frames and cameras."""
 
 import hashlib
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from kinemesh.cli._shared import console, one_of, shown_as
+from kinemesh.cli._shared import console, counted, one_of, shown_as
 from kinemesh.errors import InputError, KinemeshError
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def is_video(sources: Sequence[str], options: VideoOptions) -> bool:
     """Whether `predict_video` is meant: one video file, one number of a camera, or ``--frames``.
 
     Raises:
-        InputError: A video stands among other sources, ``--frames`` is not about one folder, or
-            an option is for videos and there is none.
+        InputError: A video stands among other sources, ``--frames`` is not about one folder, an
+            option is for videos and there is none, or a number is out of its range.
     """
     from kinemesh.inference.video_source import is_video_name
 
@@ -69,9 +70,10 @@ def is_video(sources: Sequence[str], options: VideoOptions) -> bool:
             f"'{videos[0]}' is a video, and {len(sources)} sources were named. Predict one video "
             "at a time, and photos apart from it."
         )
-    if options.frames and not videos and not (len(sources) == 1 and Path(sources[0]).is_dir()):
+    if options.frames and not (len(sources) == 1 and Path(sources[0]).is_dir()):
+        hint = " It is a video without that; leave --frames out." if videos else ""
         raise InputError(
-            f"--frames takes one folder for a video, found {', '.join(sources) or 'none'}."
+            f"--frames takes one folder for a video, found {', '.join(sources) or 'none'}.{hint}"
         )
     found = bool(videos) or options.frames
     default = VideoOptions()
@@ -86,7 +88,21 @@ def is_video(sources: Sequence[str], options: VideoOptions) -> bool:
             f"--frame-rate is for a folder of pictures with --frames; '{sources[0]}' has its own "
             "times. Leave it out."
         )
+    _check_numbers(options)
     return found
+
+
+def _check_numbers(options: VideoOptions) -> None:
+    from kinemesh.inference.boxes import check_score
+    from kinemesh.inference.video_source import check_frame_rate
+
+    for option, count in (("--every", options.every), ("--max-frames", options.max_frames)):
+        if count is not None and count < 1:
+            raise InputError(f"{option}: expected a number of frames from 1 on, found {count}.")
+    if options.smooth is not None:
+        check_score("--smooth", options.smooth)
+    if options.frame_rate is not None:
+        check_frame_rate("--frame-rate", options.frame_rate)
 
 
 def predict_video(
@@ -240,6 +256,7 @@ def _located(
 ) -> "tuple[Detect | None, Boxes]":
     """How the boxes of a frame are found, and those to begin with."""
     from kinemesh.inference.boxes import read_boxes
+    from kinemesh.inference.messages import print_unmatched_keys
     from kinemesh.inference.video_source import FolderSource
 
     if text is None:
@@ -250,12 +267,13 @@ def _located(
     if not table.is_by_name:
         return None, table.for_image("")
     paths = source.paths if isinstance(source, FolderSource) else []
-    known = {path.name for path in paths}
-    if table.names and not any(name.isdigit() or name in known for name in table.names):
+    strangers = _of_no_frame(table.names, {path.name for path in paths}, source)
+    if strangers and len(strangers) == len(table.names):
         raise InputError(
             "--boxes: expected frames by number, or in a folder by the name of the picture, found "
-            f"'{table.names[0]}'. Write {{\"0\": [[x, y, w, h]], ...}}."
+            f'\'{strangers[0]}\'. Write {{"0": [[x, y, w, h]], ...}}; the first frame is "0".'
         )
+    print_unmatched_keys(table, strangers, "frame")
 
     def look_up(index: int, photo: "LoadedImage") -> "Boxes":
         for name in (str(index), *([paths[index].name] if paths else [])):
@@ -264,6 +282,17 @@ def _located(
         return ()  # a detector that found nobody often leaves the frame out
 
     return look_up, None
+
+
+def _of_no_frame(names: Sequence[str], pictures: set[str], source: "VideoSource") -> list[str]:
+    """Keys of boxes that name neither a picture nor, as far as their count is known, a frame."""
+    end = source.frame_count if source.is_counted else None
+    return [
+        name
+        for name in names
+        if name not in pictures
+        and not (re.fullmatch("0|[1-9][0-9]{0,17}", name) and (end is None or int(name) < end))
+    ]
 
 
 class _VideoProgress:
@@ -316,12 +345,17 @@ def _print_report(report: "VideoReport", paths: Sequence[Path]) -> None:
     for path in paths:
         print(path)
     rate = report.frames / report.seconds if report.seconds else 0.0
-    tracks = "track" if report.tracks == 1 else "tracks"  # of people and of hands
     print(
-        f"{report.frames} frames in {report.seconds:.1f} s ({rate:.1f} frames/s), "
-        f"{report.tracks} {tracks}"
+        f"{counted(report.frames, 'frame')} in {report.seconds:.1f} s ({rate:.1f} frames/s), "
+        f"{counted(report.tracks, 'track')}"  # of people and of hands
     )
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in report.clock.shares().items())
     print(f"work: {shares}")
+    if not report.tracks:
+        print(
+            "Nobody was found in any frame. Say where people are with --boxes, or follow who fills "
+            "the first frame with --detector none.",
+            file=sys.stderr,
+        )
     if report.damage:
         print(f"kinemesh: {report.damage}", file=sys.stderr)

@@ -32,9 +32,10 @@ from typing import Any
 import numpy as np
 
 from kinemesh.errors import InputError
-from kinemesh.files import write_bytes
+from kinemesh.files import atomic_path, write_bytes
 from kinemesh.formats.people_json import FRAMES, METRE_DIGITS, PIXEL_DIGITS, UNITS
 from kinemesh.formats.people_npz import encode_people_npz, read_people_npz
+from kinemesh.formats.run_record import OVERLAY_ENDING, RunRecord
 from kinemesh.inference.person import Person
 from kinemesh.inference.video_frame import TrackedPerson, VideoFrame
 from kinemesh.skeletons import get_skeleton
@@ -134,7 +135,10 @@ class FramesWriter:
         if keep:
             _cut_lines(self.path, keep + 1)
         else:
-            write_bytes(self.path, _line(_header(header, self.arrays.folder.name)))
+            # a file that a killed process leaves behind is found there and removed
+            self.arrays.folder.mkdir(exist_ok=True)
+            with atomic_path(self.path, self.arrays.folder) as temporary:
+                temporary.write_bytes(_line(_header(header, self.arrays.folder.name)))
         self._stream = self.path.open("ab")
 
     def write(self, frame: VideoFrame) -> None:
@@ -234,10 +238,16 @@ class FramesFile(Sequence[VideoFrame]):
 
     @property
     def overlay(self) -> Path | None:
-        """The overlay video beside the file, None if there is none."""
+        """The overlay video of these frames; None if there is none, or one of another run."""
         stem = self.path.stem.removesuffix(ENDING)
-        path = self.path.with_name(f"{stem}_overlay.mp4")
-        return path if path.is_file() else None
+        path = self.path.with_name(f"{stem}{OVERLAY_ENDING}")
+        if not path.is_file() or (self.header.options or {}).get("overlay") is False:
+            return None
+        try:
+            record = RunRecord.read(self.arrays.folder)
+        except InputError:  # nothing tells whose it is
+            return None
+        return path if record is None or record.has_written(path) else None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -352,9 +362,11 @@ def _header(header: FramesHeader, arrays: str) -> dict[str, Any]:
 
 def _read_header(line: Mapping[str, Any]) -> FramesHeader:
     size = (int(line["width"]), int(line["height"]))
-    return FramesHeader(
-        str(line["source"]), size, line["frame_rate"], int(line["every"]), line["options"]
-    )
+    rate, every = line["frame_rate"], int(line["every"])
+    if every < 1 or min(size) < 1:
+        raise ValueError(f"every {every}, size {size}")
+    rate = None if rate is None else float(rate)
+    return FramesHeader(str(line["source"]), size, rate, every, dict(line["options"]))
 
 
 def _frame(frame: VideoFrame) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from kinemesh.errors import InputError
 from kinemesh.formats import SURFACE_FORMATS, SaveFormat
+from kinemesh.formats.run_record import videos_of_files
 from kinemesh.inference.boxes import is_boxes_file
 
 _HEAD_BYTES = 65536
@@ -109,6 +110,13 @@ def check_run(
     targets += _files_of_people(folder, frozenset(stems), kinds)
     boxes_file = Path(boxes.strip()) if boxes is not None and is_boxes_file(boxes) else None
     check_targets(targets, photos, boxes_file)
+    videos = videos_of_files(folder)
+    for target in targets:
+        if target.name in videos and target.exists():
+            raise InputError(
+                f"The results would overwrite '{target}', which is of the video "
+                f"'{videos[target.name]}'. Choose another folder with --out."
+            )
 
 
 def _files_of_people(folder: Path, stems: frozenset[str], kinds: Sequence[FileKind]) -> list[Path]:

@@ -82,6 +82,10 @@ class OverlayVideo:
         skeleton: Whether the joints are drawn too.
         part_frames: Pictures in a part.
 
+    Attributes:
+        path: The MP4 file.
+        written: Whether this object has written it.
+
     Raises:
         MissingExtraError: PyAV is not installed.
     """
@@ -107,6 +111,7 @@ class OverlayVideo:
             broken.unlink()
         self._done = len(self._finished_parts())
         self._open: _Part | None = None
+        self.written = False
 
     @property
     def finished(self) -> int:
@@ -133,8 +138,9 @@ class OverlayVideo:
             self._close_part()
         parts = self._finished_parts()
         if parts:
-            with atomic_path(self.path) as target:
+            with atomic_path(self.path, self._parts) as target:
                 _join(target, parts, self._sound, float(1 / self._rate))
+            self.written = True
         shutil.rmtree(self._parts, ignore_errors=True)  # there is none where no frame came
 
     def _close_part(self) -> None:

@@ -22,6 +22,7 @@ from kinemesh.formats.contents import STILL_S, Bodies, find_body
 from kinemesh.formats.joints_csv import encode_joints_csv
 from kinemesh.formats.names import check_targets
 from kinemesh.formats.skinned_glb import encode_skinned_glb
+from kinemesh.formats.video_names import EXPORT_ENDINGS, track_ending
 from kinemesh.inference.video_frame import VideoFrame
 
 VideoFormat = Literal["csv", "coco", "bvh", "skinned"]
@@ -37,6 +38,7 @@ def export_video(
     stem: str,
     formats: Sequence[VideoFormat] = VIDEO_FORMATS,
     bodies: Bodies | None = None,
+    unfinished: Path | None = None,
 ) -> list[Path]:
     """Write a video's people as ``<stem>_joints.csv`` and so on; all of the files or none.
 
@@ -52,6 +54,8 @@ def export_video(
         stem: Start of the file names.
         formats: Which files to write.
         bodies: Bodies of the parameters that are not shipped, by name.
+        unfinished: Folder on the same disk in which files lie until they are whole; None lets them
+            lie beside their places.
 
     Returns:
         The written files.
@@ -67,24 +71,26 @@ def export_video(
         raise InputError(f"Unknown format {unknown[0]!r} of a video; expected some of {known}.")
     folder = Path(out_dir)
     check_folder(folder)
-    endings = {"csv": "_joints.csv", "coco": "_coco.json"}
-    tables = {name: folder / f"{stem}{endings[name]}" for name in endings if name in formats}
+    names = [name for name in ("csv", "coco") if name in formats]
+    tables = {name: folder / f"{stem}{EXPORT_ENDINGS[name]}" for name in names}
     check_targets(list(tables.values()), [], None)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as moves:  # moves all files when it closes, after the last was written
-        streams = {name: moves.enter_context(_opened(path)) for name, path in tables.items()}
+        streams = {
+            name: moves.enter_context(_opened(path, unfinished)) for name, path in tables.items()
+        }
         moving = any(name in PARAMETER_FORMATS for name in formats)
         tracks, times_s = _read(frames, streams, moving)
         encoded = _encode(tracks, times_s, formats, bodies or {}) if moving else {}
         paths = {folder / f"{stem}{ending}": content for ending, content in encoded.items()}
         for path, content in paths.items():
-            moves.enter_context(atomic_path(path)).write_bytes(content)
+            moves.enter_context(atomic_path(path, unfinished)).write_bytes(content)
     return [*tables.values(), *paths]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+def _opened(path: Path, unfinished: Path | None) -> Iterator[BinaryIO]:
+    with atomic_path(path, unfinished) as temporary, temporary.open("wb") as stream:
         yield stream
 
 
@@ -133,12 +139,12 @@ def _encode(
         step_s = float(np.median(np.diff(times_s))) if len(times_s) > 1 else STILL_S
         for track, known in sorted(tracks.items()):
             frames = _even(known, times_s, step_s)
-            encoded[f"_track_{track}.bvh"] = encode_bvh(found[track], frames, step_s)
+            encoded[track_ending(track)] = encode_bvh(found[track], frames, step_s)
     if "skinned" in formats:
         order = sorted(tracks)
         people = [[tracks[track].get(k) for k in range(len(times_s))] for track in order]
         names = [f"track_{track}" for track in order]
-        encoded["_skinned.glb"] = encode_skinned_glb(
+        encoded[EXPORT_ENDINGS["skinned"]] = encode_skinned_glb(
             [found[track] for track in order], people, times_s.tolist(), names
         )
     return encoded

@@ -1,19 +1,21 @@
 """The results of a video run in a folder, and how a run that was broken off goes on.
 
 Beside the files of `kinemesh.formats.frames` and the overlay there is ``STEM_frames/run.json``,
-which says with what options they were made, and as long as the run is not finished also
-``STEM_frames/raw/``, what the network found before it was refined.
+which says with what options they were made and what else was written of them
+(`kinemesh.formats.run_record`), and as long as the run is not finished also ``STEM_frames/raw/``,
+what the network found before it was refined.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from kinemesh.errors import InputError
-from kinemesh.files import write_json
 from kinemesh.formats import check_folder
 from kinemesh.formats.frames import (
     ENDING,
@@ -22,12 +24,13 @@ from kinemesh.formats.frames import (
     FramesWriter,
     complete_lines,
 )
+from kinemesh.formats.run_record import NAME, OVERLAY_ENDING, Options, RunRecord, stamp_of
 from kinemesh.formats.video import PART_FRAMES, OverlayVideo, check_video_target
+from kinemesh.formats.video_names import check_video_places
 from kinemesh.inference.video_frame import VideoFrame
 
-FORMAT = "kinemesh.video-run"
-VERSION = 1
-Options = Mapping[str, Any]
+UNFINISHED = "unfinished"
+"""Folder beside the arrays, for further files until they are whole."""
 
 
 class VideoResults:
@@ -46,7 +49,9 @@ class VideoResults:
         part_frames: Frames of the overlay that a run which is killed may have to draw again.
 
     Until the first frame is found nothing is written, and a finished run that is to be replaced
-    stays whole: what is wrong with the options or with the first frame costs no results.
+    stays whole: what is wrong with the options or with the first frame costs no results. With its
+    frames go its overlay and the further files that its record names, but for those that somebody
+    changed since.
 
     Attributes:
         is_complete: Whether a run with the same options came to its end before; there is nothing
@@ -56,7 +61,8 @@ class VideoResults:
 
     Raises:
         InputError: There are results of an unfinished run and ``resume`` is False, or of a run with
-            other options and it is True; or a file in the way is not ours.
+            other options and it is True; or the results of another video or a file that is not
+            ours are in the way.
     """
 
     def __init__(
@@ -76,27 +82,31 @@ class VideoResults:
         folder = Path(folder)
         check_folder(folder)
         self._place = folder / f"{stem}{ENDING}"
-        self._state = self._place / "run.json"
-        target = folder / f"{stem}_overlay.mp4"
+        self._folder = folder
+        target = folder / f"{stem}{OVERLAY_ENDING}"
         check_video_target(target, header.source)
         find, refine = _plain(find), _plain(refine)
         self._lines = folder / f"{stem}{ENDING}.jsonl"
-        before = self._read_state()
+        source = Path(header.source).name
+        check_video_places(folder, stem, source, ())
+        before = RunRecord.read(self._place)
         if before is None and self._place.exists():
             raise InputError(
-                f"Expected to write to '{self._place}', found a folder of that name that kinemesh "
+                f"Expected to write to '{self._place}', found something of that name that kinemesh "
                 "did not write. Choose another folder with --out, or rename it."
             )
-        self._record = {"format": FORMAT, "version": VERSION, "find": find, "refine": refine}
-        self.is_complete = resume and before == self._record | {"finished": True}
+        files = {} if before is None else before.files
+        self._record = RunRecord(source, find, refine, files=files or {})
+        same_options = before is not None and (before.find, before.refine) == (find, refine)
+        self.is_complete = resume and before is not None and before.finished and same_options
         if before is not None and not self.is_complete:
-            if before["finished"]:
+            if before.finished:
                 before = None
             elif resume:
-                self._check_same(before["find"], find)
+                self._check_same(before.find, find)
             else:
                 self._refuse_unfinished()
-        same = before is not None and before["refine"] == refine
+        same = before is not None and before.refine == refine
         self.journal = _FirstFrame(FrameArrays(self._place / "raw", compress=False), self._begin)
         self._finished = self._kept() if same else 0
         self._writer: FramesWriter | None = None
@@ -124,7 +134,8 @@ class VideoResults:
     @property
     def paths(self) -> list[Path]:
         """The files to look at first."""
-        return [path for path in (self._target, self._lines) if path.is_file()]
+        drawn = [] if self.overlay is None or not self.overlay.written else [self._target]
+        return [*drawn, *([self._lines] if self._lines.is_file() else [])]
 
     def write(self, frame: VideoFrame) -> None:
         """Write the next refined frame.
@@ -145,42 +156,48 @@ class VideoResults:
         if self._writer is None:  # not one frame came
             return
         self._writer.close()
+        if self.is_complete:
+            return
+        drawn = self.overlay is not None and self.overlay.written
+        files = {self._target.name: stamp_of(self._target)} if drawn else {}
+        record = replace(self._record, finished=finished, files=files)
         if finished:
-            write_json(self._state, self._record | {"finished": True})
+            record.write(self._place)
             shutil.rmtree(self._place / "raw", ignore_errors=True)
+        else:
+            with suppress(OSError):  # whoever ended the run, such as a full disk, is told already
+                record.write(self._place)
 
     def _begin(self) -> None:
         """Make place for the first frame; a finished run that is replaced stays until now."""
         self._place.mkdir(parents=True, exist_ok=True)
-        write_json(self._state, self._record | {"finished": False})
+        self._record.write(self._place)
         # the lines first: without them no old arrays are taken for frames of this run
         self._lines.unlink(missing_ok=True)
+        self._remove_further_files()
         for path in self._place.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path != self._state:
+            elif path.name != NAME:
                 path.unlink()
         self._writer = self._make_writer()
 
     def _open(self) -> None:
         """Go on with a run."""
-        write_json(self._state, self._record | {"finished": self.is_complete})
+        if not self.is_complete:
+            self._record.write(self._place)
+            self._remove_further_files()
+        shutil.rmtree(self._place / UNFINISHED, ignore_errors=True)
+        for folder in (self._place, self._place / "raw"):
+            for broken in folder.glob(".*.partial*"):  # what a killed process was writing
+                broken.unlink()
         self.journal.is_begun = True
         self._writer = self._make_writer()
 
-    def _read_state(self) -> dict[str, Any] | None:
-        if not self._state.is_file():
-            return None
-        try:
-            state = json.loads(self._state.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"Cannot read '{self._state}': {error}.") from error
-        if state.get("format") != FORMAT or state.get("version") != VERSION:
-            raise InputError(
-                f"Expected '{self._state}' to be {FORMAT} version {VERSION}, found something else. "
-                "Choose another folder with --out."
-            )
-        return dict(state)
+    def _remove_further_files(self) -> None:
+        """Remove what was written of the frames that now change, as far as it is on record."""
+        for path in self._record.unchanged(self._folder):
+            path.unlink(missing_ok=True)
 
     def _refuse_unfinished(self) -> None:
         raise InputError(

@@ -122,7 +122,8 @@ def person_of(state: MotionState, like: Person, size_m: float | None = None) -> 
     """The person of a state of one frame; faces, skeleton, side and camera are those of ``like``.
 
     Parameters go along as a filter left them: near the mesh, but fitted to another one, whose
-    residual they keep. What else was computed of ``like`` alone, an explanation, is left out.
+    residual they keep. What else was computed of ``like`` alone, an explanation and the expected
+    errors of its joints, is left out.
 
     Args:
         state: T = 1.
@@ -158,6 +159,8 @@ def person_of(state: MotionState, like: Person, size_m: float | None = None) -> 
         score=float(state.score[0]),
         explanation=None,
         parameters=fitted,
+        joint_spread_m=None,
+        keypoint_spread_px=None,
     )
 
 

@@ -21,13 +21,14 @@ from kinemesh.inference.motion_state import (
     state_of,
 )
 from kinemesh.inference.smoothing import OfflineSmoothing, OnlineSmoothing
+from kinemesh.inference.tracking import TrackingRule
 from kinemesh.inference.video_frame import TrackedPerson, VideoFrame, with_owners
 
 T = TypeVar("T")
 BLOCK = 64
 LONGEST_GAP_S = 0.5
 LEAST_FRAMES = 3
-"""Tracks found in fewer frames are left out, where the video has as many."""
+"""Tracks found in fewer frames are left out, where they could be found in as many."""
 _REMEMBERED = 1001  # sizes from which a track's median is taken
 
 
@@ -38,10 +39,15 @@ class TrackSizes:
     _sizes: dict[int, list[float]] = field(default_factory=dict)
     _shapes: dict[int, list[Array]] = field(default_factory=dict)
     _counts: dict[int, int] = field(default_factory=dict)
+    _first_s: float = 0.0
+    _last_s: float = 0.0
     frames: int = 0
 
     def add(self, frame: VideoFrame) -> None:
         """Take a frame in."""
+        if not self.frames:
+            self._first_s = frame.time_s
+        self._last_s = frame.time_s
         self.frames += 1
         for found in frame.people:
             sizes = self._sizes.setdefault(found.track, [])
@@ -60,9 +66,17 @@ class TrackSizes:
             np.median(shapes, axis=0) if shapes else None,
         )
 
-    def lasting(self) -> dict[int, TrackSize]:
-        """Sizes of the tracks that are found in enough frames."""
+    def lasting(self, lost_s: float = TrackingRule.lost_s) -> dict[int, TrackSize]:
+        """Sizes of the tracks that are found in enough frames.
+
+        Args:
+            lost_s: Seconds after which somebody is forgotten; where frames are further apart,
+                everybody is somebody new in each of them.
+        """
         least = min(LEAST_FRAMES, self.frames)
+        if self.frames > 1 and self._last_s > self._first_s:
+            step_s = (self._last_s - self._first_s) / (self.frames - 1)
+            least = min(least, 1 + int(lost_s / step_s))
         return {t: self.of_track(t) for t, count in self._counts.items() if count >= least}
 
 

@@ -222,7 +222,7 @@ class VideoRun:
             lambda position: self.results.journal.read(frames[position][0]),
             len(frames),
             self._rate([seconds for _, seconds in frames]),
-            sizes.lasting(),
+            sizes.lasting(self.rule.tracking.lost_s),
             smoothing,
         )
         refined = self.report.clock.timed("refine", refined)

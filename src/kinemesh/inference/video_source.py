@@ -26,7 +26,8 @@ VIDEO_SUFFIXES = frozenset(
 )
 FOLDER_RATE = 25.0
 """Frames a second that the pictures of a folder are taken for where nothing else is said."""
-_LOOSE_END_S = 0.25  # sound is padded, and what is written of lengths is rounded
+_LOOSE_END_S = 0.25  # sound is padded, and ends later or earlier than the pictures
+_ROUNDING_S = 0.002  # of the lengths and times in a file
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -58,6 +59,7 @@ class VideoSource(Protocol):
         image_size: Width and height of the upright frames in pixels.
         frame_rate: Frames a second as far as the source says, None for a camera.
         frame_count: How many frames there are, roughly; None where nothing says it.
+        is_counted: Whether this is the exact number.
         is_live: Whether frames come when they come, and never again.
     """
 
@@ -66,6 +68,7 @@ class VideoSource(Protocol):
     image_size: tuple[int, int]
     frame_rate: float | None
     frame_count: int | None
+    is_counted: bool
     is_live: bool
 
     def frames(self, every: int = 1, first: int = 0) -> Iterator[SourceFrame]:
@@ -98,6 +101,16 @@ def is_camera(source: str | Path) -> bool:
 def is_video_name(source: str | Path) -> bool:
     """Whether a source looks like a video file, by its suffix, or is the number of a camera."""
     return is_camera(source) or Path(source).suffix.lower() in VIDEO_SUFFIXES
+
+
+def check_frame_rate(name: str, value: float) -> None:
+    """Refuse frames a second that are none.
+
+    Raises:
+        InputError: They are.
+    """
+    if not 0 < value < 10_000:
+        raise InputError(f"{name}: expected frames a second above 0, found {value}.")
 
 
 @dataclass
@@ -153,6 +166,7 @@ class FileSource:
             self.frame_rate: float | None = float(rate) if rate else None
             counted = int(stream.frames)
             self.frame_count = counted or self._estimate(container, stream)
+            self.is_counted = counted > 0
             self.image_size = self._size_of_first(container, stream)
 
     def frames(self, every: int = 1, first: int = 0) -> Iterator[SourceFrame]:
@@ -211,10 +225,14 @@ class FileSource:
         elif "avi" in layout and stream.frames and stream.average_rate:
             promised = float(stream.frames / stream.average_rate)
             came = extent.frames_s + step
-            is_short = promised - came > max(2 * step, _LOOSE_END_S)
+            is_short = promised - came > 1.5 * step  # a last frame may be left out, as a repeat
         elif "matroska" in layout and container.duration:
-            promised, came = container.duration / 1e6, extent.packets_s
-            is_short = promised - came > max(2 * step, _LOOSE_END_S)
+            # the length of the longest stream; nothing says that of the pictures
+            promised = container.duration / 1e6
+            came = max(extent.packets_s, extent.frames_s + step)
+            is_alone = len(container.streams) == 1
+            loose = step / 2 + _ROUNDING_S if is_alone else max(2 * step, _LOOSE_END_S)
+            is_short = promised - came > loose
         else:
             return
         if is_short:
@@ -275,13 +293,13 @@ class FolderSource:
     is_live = False
 
     def __init__(self, folder: str | Path, frame_rate: float = FOLDER_RATE) -> None:
-        if not 0 < frame_rate < 10_000:
-            raise InputError(f"frame_rate: expected frames a second above 0, found {frame_rate}.")
+        check_frame_rate("frame_rate", frame_rate)
         self.paths = sorted(find_images(folder), key=_natural)
         self.name = str(folder)
         self.stem = Path(folder).absolute().name
         self.frame_rate: float | None = frame_rate
         self.frame_count: int | None = len(self.paths)
+        self.is_counted = True
         self.image_size = _size_in_header(self.paths[0])
         for path in self.paths[1:]:
             if (found := _size_in_header(path)) != self.image_size:
@@ -314,6 +332,7 @@ class CameraSource:
     is_live = True
     frame_rate: float | None = None
     frame_count: int | None = None
+    is_counted = False
 
     def __init__(self, number: int, open_camera: Callable[[int], Any] | None = None) -> None:
         self.name, self.stem = str(number), f"camera{number}"

@@ -1,6 +1,7 @@
 """What a folder of results holds, or why there is nothing to see in it."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kinemesh.errors import InputError
@@ -13,30 +14,48 @@ from kinemesh.viewer.videos import VideoAlbum
 _RESULTS = (".json", ".npz", ".jsonl")
 
 
-def open_folder(folder: str | Path, photos: str | Path | None = None) -> list[Album]:
+def print_problem(text: str) -> None:
+    """Say on stderr what is left out."""
+    print(text, file=sys.stderr)
+
+
+def open_folder(
+    folder: str | Path,
+    photos: str | Path | None = None,
+    tell: Callable[[str], None] = print_problem,
+) -> list[Album]:
     """Find the results in a folder: one album for all photos, and one for each video.
+
+    A video whose file cannot be read is told and left out.
 
     Args:
         folder: Where ``kinemesh predict`` wrote its results.
         photos: Folder of the photos and videos themselves, which results name without theirs.
             They are also looked for among the results, in the folder above and in the present one.
+        tell: Takes a line about each video that is left out.
 
     Raises:
-        InputError: There is no such folder, or nothing in it can be shown.
+        InputError: There is no such folder, or nothing in it can be shown; then nothing is told.
     """
     folder = Path(folder)
     _check_folder(folder)
     places = _photo_folders(folder, photos)
-    albums: list[Album] = [
-        album
-        for path in sorted(folder.glob(f"*{ENDING}.jsonl"))
-        if len(album := VideoAlbum(path, places)) > 0
-    ]
+    albums: list[Album] = []
+    problems: list[str] = []
+    for path in sorted(folder.glob(f"*{ENDING}.jsonl")):
+        try:
+            album = VideoAlbum(path, places)
+        except InputError as error:
+            problems.append(str(error))
+        else:
+            albums += [album] if len(album) else []
     results = find_photo_results(folder)
     if results:
         albums.insert(0, PhotoAlbum(results, places))
     if not albums:
-        raise InputError(_nothing_in(folder))
+        raise InputError("\n".join(problems) or _nothing_in(folder))
+    for problem in problems:
+        tell(f"Left out: {problem}")
     return albums
 
 

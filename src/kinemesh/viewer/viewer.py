@@ -1,6 +1,7 @@
 """The viewer: a small web server on this machine that shows results in a browser."""
 
 import contextlib
+import errno
 import io
 import socket
 import threading
@@ -214,16 +215,29 @@ def _free_port(host: str, port: int | None) -> int:
     """A port that can be had; viser itself would take another than was asked for."""
     wanted = range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED) if port is None else [port]
     problem = ""
+    try:
+        socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise InputError(_no_address(host)) from error
     for candidate in wanted:
         try:
             with socket.create_server((host, candidate)) as listener:
                 return int(listener.getsockname()[1])
         except (OSError, OverflowError) as error:
+            if getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+                raise InputError(_no_address(host)) from error
             problem = getattr(error, "strerror", None) or str(error)
     named = f"port {port}" if port is not None else f"any port from {FIRST_PORT}"
     raise InputError(
         f"Cannot listen on {named} of '{host}': {problem.rstrip('.')}. Choose another with --port, "
         "or leave --port and --host out."
+    )
+
+
+def _no_address(host: str) -> str:
+    return (
+        f"--host: '{host}' is no address of this machine. Leave --host out, or give 0.0.0.0 to let "
+        "other machines see the page."
     )
 
 
