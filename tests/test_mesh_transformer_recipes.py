@@ -220,13 +220,25 @@ def test_a_run_that_died_resumes_exactly(name, data, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "died", tmp_path / "whole")
 
 
-def test_every_recipe_runs_in_two_processes(data, tmp_path):
-    run_pair("tests.tiny_recipes", data, tmp_path)
-    for name in NAMES:
+PAIRED = (*QUICK, "graphormer-mixed", "metro-mixed-synthetic", "graphormer-handpose-synthetic")
+"""Those, a graph convolution between the others, and rendered data of each kind."""
+
+
+@pytest.mark.parametrize(
+    "names",
+    [PAIRED, pytest.param(sorted({*NAMES} - {*PAIRED}), marks=pytest.mark.slow)],
+    ids=["some", "others"],
+)
+def test_recipes_run_in_two_processes(names, data, tmp_path):
+    run_pair("tests.tiny_recipes", data, tmp_path, *names)
+    for name in names:
         assert len(losses(tmp_path / name)) == 2
         assert all(math.isfinite(row["total"]) for row in losses(tmp_path / name))
         assert read_checkpoint(tmp_path / name / "last")[1]["processes"] == 2
-        assert not RECIPES[name]().find_unused_parameters
+
+
+def test_processes_need_not_look_for_parameters_without_a_gradient():
+    assert not any(RECIPES[name]().find_unused_parameters for name in NAMES)
 
 
 # What is left behind ---------------------------------------------------------------------------

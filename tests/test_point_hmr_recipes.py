@@ -134,6 +134,11 @@ def test_missing_data_assets_and_weights_name_their_options(data, tmp_path, caps
     assert "--data" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"SMPL.*--assets"):
         train(tiny("point-hmr-mixed", data, tmp_path, assets=None))
+    for spec in ("ego-exo4d:EGO", "freihand:FreiHAND", "synthetic-hand"):
+        recipe = tiny("point-hmr-mixed", data, tmp_path, assets=None)
+        recipe.data = spec
+        with pytest.raises(InputError, match=rf"'{spec}' does not fit.*\.yaml.*synthetic-body"):
+            train(recipe)
     with pytest.raises(InputError, match=r"the model of the mixed run.*--init"):
         train(tiny("point-hmr-3dpw", data, tmp_path, fine_tune=True))
     path = tmp_path / "odd.pth"

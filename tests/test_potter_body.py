@@ -321,7 +321,7 @@ def test_what_is_missing_is_named(data, tmp_path):
     with pytest.raises(InputError, match="--also-validate: expected a data set beside another"):
         recipe.completed(1)
     recipe = tiny("potter-body", data, tmp_path, data="other")
-    with pytest.raises(InputError, match="expected 'synthetic-hybrik' or nothing"):
+    with pytest.raises(InputError, match=r"'other' does not fit.*'synthetic-hybrik'.*--h36m"):
         recipe.completed(1)
 
 

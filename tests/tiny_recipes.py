@@ -1,9 +1,10 @@
 """The recipes of METRO and Mesh Graphormer with a tiny network, on eight samples.
 
-As a program it runs all of them for two steps, each: ``python -m tests.tiny_recipes DATA OUTPUT``.
+As a program it runs some for two steps, each: ``python -m tests.tiny_recipes DATA OUTPUT NAME...``.
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,9 +66,9 @@ def tiny(name: str, folder: Path, output: Path, **changes: object) -> MeshTransf
     return recipe
 
 
-def run_all(data: Path, output: Path) -> None:
-    """Two steps of every recipe."""
-    for name in NAMES:
+def run_all(data: Path, output: Path, names: Sequence[str]) -> None:
+    """Two steps of each recipe."""
+    for name in names:
         settings = {"steps": 2, "batch_size": SAMPLES // 2, "resolution": 32}
         train(tiny(name, data, output / name, **settings))
 
@@ -75,4 +76,4 @@ def run_all(data: Path, output: Path) -> None:
 if __name__ == "__main__":
     # a run ends its group of processes, but a second one with the same address does not come about
     torch.distributed.destroy_process_group = lambda *_: None
-    run_all(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_all(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:])

@@ -1,15 +1,17 @@
 """Data for training and validation of mesh networks, by the names that a recipe gives."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Subset
 
+from kinemesh.bodies.topology import Kind
 from kinemesh.data.mesh_dataset import MeshOptions
 from kinemesh.data.mesh_tsv import MeshTsvDataset
 from kinemesh.data.records import Sample, collate
-from kinemesh.data.sources import SYNTHETIC, open_dataset
+from kinemesh.data.sources import FREIHAND, FREIHAND_EVALUATION, SYNTHETIC, open_dataset
 from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.errors import InputError
 from kinemesh.evaluation import batches
@@ -20,11 +22,31 @@ from kinemesh.training.mesh_task import FirstSamples
 KEPT_BYTES = 2**28
 """Synthetic samples are rendered once and kept where their pictures take no more memory."""
 _VALIDATION_BATCH = 32
+_PLURAL: Mapping[Kind, str] = {"body": "bodies", "hand": "hands"}
 
 
 def is_synthetic(spec: str) -> bool:
     """Whether a data set is rendered here."""
     return spec in SYNTHETIC
+
+
+def check_fits(spec: str, kind: Kind) -> None:
+    """Refuse data of another kind than a mesh network of bodies or of hands learns from.
+
+    What is wrong with a folder or a file that may be such data is said when it is opened.
+
+    Raises:
+        InputError: It is of another kind; the message says which kinds fit.
+    """
+    prefixes = (FREIHAND, FREIHAND_EVALUATION) if kind == "hand" else ()
+    is_yaml = spec.lower().endswith((".yaml", ".yml"))
+    if SYNTHETIC.get(spec) == kind or is_yaml or spec.startswith(prefixes) or Path(spec).is_dir():
+        return
+    freihand = f"{FREIHAND}FOLDER, " if kind == "hand" else ""
+    raise InputError(
+        f"--data: '{spec}' does not fit this recipe, which learns meshes of {_PLURAL[kind]}. "
+        f"What fits: {freihand}the .yaml of a TSV set, or synthetic-{kind}."
+    )
 
 
 def open_training(

@@ -32,7 +32,12 @@ from kinemesh.skeletons import HAND21, METRO24, Skeleton
 from kinemesh.training.config import Recipe
 from kinemesh.training.initial_weights import load_initial
 from kinemesh.training.mesh_objective import JointObjective, MeshObjective, PoseObjective
-from kinemesh.training.mesh_sources import is_synthetic, open_training, open_validation
+from kinemesh.training.mesh_sources import (
+    check_fits,
+    is_synthetic,
+    open_training,
+    open_validation,
+)
 from kinemesh.training.mesh_validation import joint_sheet, measure
 from kinemesh.training.published import PUBLISHED, ProtocolName, PublishedRun
 from kinemesh.training.schedules import steps_per_epoch
@@ -157,6 +162,7 @@ class MeshNetworkRecipe(Recipe):
                 f"This recipe trains on {run.data}. Say where it is with --data ({forms}); "
                 "kinemesh ships no data set."
             )
+        check_fits(self.data, self.kind)
         if self.needs_assets and (self.assets is None or not self.assets.is_dir()):
             model = "SMPL" if self.kind == "body" else "MANO"
             found = "nothing" if self.assets is None else f"'{self.assets}', which is no folder"

@@ -121,7 +121,9 @@ class PotterBodyRecipe(Recipe):
     def _check_sources(self) -> None:
         if self.data not in {"", SYNTHETIC_HYBRIK}:
             raise InputError(
-                f"--data: expected '{SYNTHETIC_HYBRIK}' or nothing, found {self.data!r}."
+                f"--data: {self.data!r} does not fit this recipe. It takes '{SYNTHETIC_HYBRIK}' "
+                "(rendered people); without --data it trains on the folders of --h36m, --coco, "
+                "--hp3d and --pw3d."
             )
         if not self.is_synthetic:
             if not any(self._places().values()):
