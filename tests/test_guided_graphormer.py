@@ -118,9 +118,54 @@ def test_frozen_blocks_keep_their_values():
     assert not [name for name in changed if name.startswith(frozen)]
 
 
+def test_a_share_of_a_training_batch_goes_through_the_mesh_encoder():
+    torch.manual_seed(0)
+    config = replace(TINY, resolution=32, mesh_share=0.25)
+    network = GuidedGraphormer(config, load_topology("anny-hand")).train()
+    image, coarse = torch.rand(8, 3, 32, 32), network.template_N3.shape[0]
+    output = network(image)
+    assert output.coarse.shape == (2, coarse, 3)
+    assert output.joints.shape == output.lifted.shape == (8, 21, 3)
+    assert torch.equal(output.joints[:6], output.lifted[:6])
+    assert not torch.equal(output.joints[6:], output.lifted[6:])
+    assert network(image[:2]).coarse.shape == (1, coarse, 3)  # one sample at least
+    with torch.inference_mode():
+        assert network.eval()(image).coarse.shape == (8, coarse, 3)
+
+
+def test_the_last_samples_are_those_with_a_mesh():
+    torch.manual_seed(0)
+    whole = GuidedGraphormer(replace(TINY, resolution=32), load_topology("anny-hand"))
+    part = GuidedGraphormer(replace(whole.config, mesh_share=0.5), load_topology("anny-hand"))
+    part.load_state_dict(whole.state_dict())
+    image = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        all_of_them, last = whole.train()(image), part.train()(image)
+    torch.testing.assert_close(last.coarse, all_of_them.coarse[2:], **TOL[torch.float32])
+    torch.testing.assert_close(last.joints[2:], all_of_them.joints[2:], **TOL[torch.float32])
+
+
+def test_learning_the_spread_changes_nothing_else():
+    torch.manual_seed(0)
+    config = replace(TINY, resolution=32, spread=True)
+    network = GuidedGraphormer(config, load_topology("anny-hand")).train()
+    spread = network(torch.rand(2, 3, 32, 32)).spread
+    assert spread.shape == (2, 21, 2)
+    assert (spread > 0).all()
+    spread.log().sum().backward()
+    reached = {name for name, p in network.named_parameters() if p.grad is not None}
+    assert reached == {"spread_head.weight", "spread_head.bias"}
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"resolution": 100}, {"heads": 5}, {"mesh_heads": 3}, {"frozen_blocks": 17}],
+    [
+        {"resolution": 100},
+        {"heads": 5},
+        {"mesh_heads": 3},
+        {"frozen_blocks": 17},
+        {"mesh_share": 0.0},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_impossible_sizes_are_refused(change):

@@ -1,10 +1,12 @@
 """The recipes of the shipped models: they build, their losses are right, and they overfit."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
+from kinemesh.errors import InputError
 from kinemesh.evaluation import mean_shape
 from kinemesh.geometry.procrustes import procrustes_align
 from kinemesh.models.guided_graphormer import GuidedOutput
@@ -36,6 +38,8 @@ def perfect_output(batch, task) -> GuidedOutput:
         inside_logits=inside * 40 - 20,
         side_logits=torch.full((len(places),), 20.0),
         heat_map_logits=logits,
+        lifted=batch["joints_3d"][..., :3],
+        spread=None,
     )
 
 
@@ -48,7 +52,7 @@ def task_and_batch(request):
 def test_right_answers_cost_nothing(task_and_batch):
     task, batch = task_and_batch
     losses = task.loss(lambda _: perfect_output(batch, task), batch)
-    for name in ("joints", "vertices", "edges", "places", "inside"):
+    for name in ("joints", "lifted", "vertices", "edges", "places", "inside"):
         assert losses[name].item() == pytest.approx(0, abs=1e-5), name
 
 
@@ -98,6 +102,41 @@ def test_mirrored_hands_count_for_the_side_only():
     assert losses["side"].item() == pytest.approx(20 / 8, rel=1e-3)
 
 
+def test_a_part_of_the_batch_has_a_mesh(task_and_batch):
+    """The loss compares the coarse vertices with those of the last samples."""
+    task, batch = task_and_batch
+    output = perfect_output(batch, task)
+    output = output._replace(coarse=output.coarse[-1:])
+    losses = task.loss(lambda _: output, batch)
+    assert losses["vertices"].item() == pytest.approx(0, abs=1e-6)
+    wrong = output._replace(coarse=perfect_output(batch, task).coarse[:1])
+    assert task.loss(lambda _: wrong, batch)["vertices"].item() > 0.01
+    assert all(math.isfinite(value.item()) for value in losses.values())
+
+
+def test_the_spread_costs_least_at_the_mean_distance(task_and_batch):
+    """A quarter of the joints is 4 units away and the others 1: the best single guess is 1.75."""
+    task, batch = task_and_batch
+    size, joints = batch["image"].shape[-1], batch["joints_3d"].shape[1] // 4 * 4
+    batch = batch | {name: batch[name].clone() for name in ("joints_2d", "joints_3d")}
+    for name, column in (("joints_2d", 2), ("joints_3d", 3)):
+        batch[name][..., column] = (torch.arange(batch[name].shape[1]) < joints).float()
+    away = torch.where(torch.arange(batch["joints_3d"].shape[1]) % 4 == 0, 4.0, 1.0)
+    units = torch.tensor([task.length_scale, size / 2])
+    perfect = perfect_output(batch, task)
+    move = away[None, :, None] * torch.tensor([0.6, 0.8, 0.0])
+    output = perfect._replace(
+        joints=perfect.joints + units[0] * move,
+        joints_2d=perfect.joints_2d + units[1] * move[..., :2],
+    )
+    costs = {}
+    for guess in (1.0, 1.6, 1.75, 1.9, 4.0):
+        spread = (guess * units).expand(*perfect.joints.shape[:2], 2)
+        costs[guess] = task.loss(lambda _, s=spread: output._replace(spread=s), batch)["spread"]
+    assert min(costs, key=lambda guess: costs[guess].item()) == 1.75
+    assert costs[1.75].item() == pytest.approx(2 * (math.log(1.75) + 1), rel=1e-4)
+
+
 def test_first_samples_are_rendered_once():
     dataset = debug_hand().build_task()._dataset("train")
     few = FirstSamples(dataset, 2)
@@ -113,6 +152,45 @@ def test_mean_shape_is_a_fixed_point_of_alignment():
     fit = procrustes_align(vertices, mean.expand_as(vertices), scale=False)
     aligned = fit.apply(vertices).mean(0)
     assert (aligned - mean).norm(dim=-1).mean() < 1e-3
+
+
+def tiny_hand(**network) -> MeshRecipe:
+    recipe = debug_hand()
+    recipe.network = dataclasses.replace(recipe.network, resolution=32, **network)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def stored_weights(tmp_path_factory):
+    task = tiny_hand().build_task()
+    torch.manual_seed(1)
+    network = task.build_model()
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    task.save_weights(network, path, {})
+    return path
+
+
+def test_a_run_starts_from_a_weight_file(stored_weights):
+    torch.manual_seed(2)
+    recipe = tiny_hand(spread=True)
+    recipe.init = stored_weights
+    task = recipe.build_task()
+    found, given = task.build_model().state_dict(), load_model(stored_weights)[0].state_dict()
+    for name, value in given.items():
+        assert torch.equal(found[name], value), name
+    # what the file lacks begins anew
+    assert set(found) - set(given) == {"spread_head.weight", "spread_head.bias"}
+    assert task.started_from == "all weights from weights.safetensors"
+
+
+def test_weights_of_another_network_are_refused(stored_weights, tmp_path):
+    recipe = tiny_hand(neck_dim=16)
+    recipe.init = stored_weights
+    with pytest.raises(InputError, match=r"--init.*tensors differ, the first is '[a-z_.]+"):
+        recipe.build_task().build_model()
+    recipe.init = tmp_path / "nowhere.safetensors"
+    with pytest.raises(InputError, match="--init: there is no file"):
+        recipe.completed(1)
 
 
 @pytest.mark.parametrize(

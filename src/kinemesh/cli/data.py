@@ -17,6 +17,8 @@ Examples:
   kinemesh data sheet synthetic-hand
       48 samples in synthetic-hand.png
   kinemesh data sheet synthetic-hand --out hands.png --count 24 --seed 1
+  kinemesh data sheet synthetic-body --photos coco:coco2017
+      samples of which a quarter are photos, as training with --photos sees them
 """
 _CHECK_HELP = """Open a data set, draw samples with their labels, and say what is labelled.
 
@@ -50,6 +52,8 @@ def data_sheet(
     out: Annotated[Path | None, shown_as("PATH")] = None,
     count: int = 48,
     seed: int = 0,
+    photos: tuple[str, ...] = (),
+    photo_share: float = 0.25,
 ) -> int:
     """Draw samples of a data set with their labels.
 
@@ -58,8 +62,11 @@ def data_sheet(
         out: Picture to write, .png or .jpg; by default the name of the data set with .png.
         count: Number of samples.
         seed: Seed of the data set.
+        photos: Sets of photos with 2D labels that are mixed in: bodies coco:FOLDER; hands
+            freihand:FOLDER or coco-wholebody:FOLDER.
+        photo_share: Share of the samples that are photos, where there are any.
     """
-    from kinemesh.data.sheet import contact_sheet
+    from kinemesh.data.sheet import contact_sheet, tile_samples
     from kinemesh.data.sources import SYNTHETIC
     from kinemesh.data.synthetic import SyntheticDataset
 
@@ -69,7 +76,14 @@ def data_sheet(
             f"Data sets: {', '.join(SYNTHETIC)}. For stored data: kinemesh data check --help"
         )
     out = _picture_path(out, f"{name}.png")
-    write_picture(out, contact_sheet(SyntheticDataset(SYNTHETIC[name], seed=seed), count))
+    rendered, kind = SyntheticDataset(SYNTHETIC[name], seed=seed), SYNTHETIC[name]
+    if photos:
+        from kinemesh.training.photo_mixture import mix_photos
+
+        mixture = mix_photos(rendered, photos, kind, rendered.resolution, photo_share, seed)
+        write_picture(out, tile_samples(mixture.__getitems__(range(count)), scale=2))
+    else:
+        write_picture(out, contact_sheet(rendered, count))
     print(f"{count} samples in {out}")
     return 0
 

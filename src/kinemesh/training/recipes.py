@@ -23,7 +23,10 @@ def synthetic_hand() -> MeshRecipe:
     """The shipped hand: a narrow Graphormer on EfficientNet-Lite0, synthetic Anny hands."""
     return MeshRecipe(
         kind="hand",
-        network=GuidedGraphormerConfig(batch_norm_momentum=0.05, frozen_blocks=3),
+        network=GuidedGraphormerConfig(
+            batch_norm_momentum=0.05, frozen_blocks=3, spread=True, mesh_share=0.25
+        ),
+        layers=30_000,
         steps=20_000,
         batch_size=16,
         optim=OptimConfig(
@@ -35,6 +38,7 @@ def synthetic_hand() -> MeshRecipe:
         channels_last=True,
         validate_every=500,
         checkpoint_every=250,
+        max_shard_mb=15.0,
         output=Path("runs/synthetic-hand"),
     )
 
@@ -61,6 +65,7 @@ def debug_hand() -> MeshRecipe:
         batch_norm_momentum=0.1,
     )
     recipe.imagenet = False
+    recipe.layers = None
     recipe.samples = 8
     recipe.batch_size = 8
     recipe.augment_side = False

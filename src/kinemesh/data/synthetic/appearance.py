@@ -48,11 +48,13 @@ class Appearance:
         albedo: (V, 3) float32, linear light.
         gloss: (V,) float32, factor on the specular strength: 1 for skin, lower for cloth.
         inflation_m: (V,) float32, metres by which clothes and hair lift the surface.
+        skin_rgb: (3,) sRGB in [0, 1], the tone that all skin was made from.
     """
 
     albedo: Array
     gloss: Array
     inflation_m: Array
+    skin_rgb: NDArray[np.floating]
 
 
 class Painter(Protocol):
@@ -126,8 +128,9 @@ def sample_pattern(rng: np.random.Generator, points: Array, *, scale_m: float) -
 class _Canvas:
     """Colours under construction: later layers cover earlier ones."""
 
-    def __init__(self, base: NDArray[np.floating], count: int) -> None:
-        self.albedo = np.broadcast_to(base, (count, 3)).astype(np.float32)
+    def __init__(self, skin_rgb: NDArray[np.floating], count: int) -> None:
+        self.skin_rgb = skin_rgb
+        self.albedo = np.broadcast_to(to_linear(skin_rgb), (count, 3)).astype(np.float32)
         self.gloss = np.ones(count, dtype=np.float32)
         self.inflation_m = np.zeros(count, dtype=np.float32)
 
@@ -149,7 +152,8 @@ class _Canvas:
         self.inflation_m[chosen] = lift_m
 
     def finish(self) -> Appearance:
-        return Appearance(np.clip(self.albedo, 0.005, 0.95), self.gloss, self.inflation_m)
+        albedo = np.clip(self.albedo, 0.005, 0.95)
+        return Appearance(albedo, self.gloss, self.inflation_m, self.skin_rgb)
 
 
 def _printed_cloth(rng: np.random.Generator, points: Array, scale_m: float) -> Array:
@@ -174,7 +178,7 @@ class HandPainter:
     def paint(self, rng: np.random.Generator) -> Appearance:
         """Draw one hand."""
         skin_rgb = sample_skin_rgb(rng)
-        canvas = _Canvas(to_linear(skin_rgb), len(self._points))
+        canvas = _Canvas(skin_rgb, len(self._points))
         self._paint_skin(rng, canvas, skin_rgb)
         self._paint_nails(rng, canvas, skin_rgb)
         if rng.random() < 0.55:
@@ -236,7 +240,7 @@ class BodyPainter:
     def paint(self, rng: np.random.Generator) -> Appearance:
         """Draw one person."""
         skin_rgb = sample_skin_rgb(rng)
-        canvas = _Canvas(to_linear(skin_rgb), len(self._points))
+        canvas = _Canvas(skin_rgb, len(self._points))
         self._face.paint(rng, canvas, skin_rgb)
         self._paint_hair(rng, canvas)
         self._paint_socks_and_shoes(rng, canvas)

@@ -1,6 +1,6 @@
 """An endless, reproducible stream of labelled pictures of hands or bodies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from kinemesh.bodies.topology import Kind
 from kinemesh.data.records import Sample
-from kinemesh.data.synthetic.scene import Array, Scene, compose, load_stage
+from kinemesh.data.synthetic.scene import Array, Scene, Subject, compose, load_stage
 from kinemesh.errors import InputError
 
 Split = Literal["train", "val", "test"]
@@ -84,6 +84,15 @@ class SyntheticDataset(Dataset[Sample]):
             image = compose(rng, rgba[row], depth[row], self.kind)
             samples.append(_label(scene, image))
         return samples
+
+    def subjects(self, indices: Sequence[int]) -> Iterator[Subject]:
+        """Who is shown in some samples, one after the other, without their pictures.
+
+        Nothing of a sample changes: each is drawn from a generator of its own, and who is shown
+        comes first.
+        """
+        stage = load_stage(self.kind)
+        return (stage.draw_subject(self._generator(index)) for index in indices)
 
     def _generator(self, index: int) -> np.random.Generator:
         if not -self.length <= index < self.length:

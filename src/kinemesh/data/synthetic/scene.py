@@ -5,6 +5,7 @@ light, surface, and, after the subject has been rendered, background, occluders 
 defects.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -76,6 +77,7 @@ class Subject:
         joints: (J, 3) float32.
         root: (3,) float32, the root joint.
         look: colours and clothes.
+        age: Anny's phenotype: 1/3 is a child, 2/3 a young adult, 1 an old one.
     """
 
     vertices: Array
@@ -83,6 +85,7 @@ class Subject:
     joints: Array
     root: Array
     look: Appearance
+    age: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,8 @@ class Stage:
         """Draw somebody, in a pose, and how they look."""
         draw_pose = sample_hand_pose if self.kind == "hand" else sample_body_pose
         rotations = torch.as_tensor(draw_pose(rng, self.rig), dtype=torch.float32)
-        shape = self.rig.sample_shape(rng)
+        mix = self.rig.sample_mix(rng)
+        shape = mix.of(self.rig.shape_bank)
         # One subject at a time: products over a batch would round differently for each batch size.
         posed = self.rig.pose(rotations[None], shape[None])
         labels = self.rig.topology_vertices(posed)
@@ -126,6 +130,7 @@ class Stage:
             joints=joints_BJ3[0].numpy(),
             root=self.topology.root(joints_BJ3)[0, 0].numpy(),
             look=self.painter.paint(rng),
+            age=self.rig.phenotype("age", mix),
         )
 
     def render(self, scenes: list[Scene], resolution: int) -> tuple[Array, Array]:
@@ -223,7 +228,16 @@ def load_stage(kind: Kind) -> Stage:
     return Stage(kind, rig, topology, BodyPainter(rig), framer)
 
 
-def compose(rng: np.random.Generator, rgba: Array, depth_m: Array, kind: Kind) -> Array:
+def compose(
+    rng: np.random.Generator,
+    rgba: Array,
+    depth_m: Array,
+    kind: Kind,
+    *,
+    behind: Sequence[Array] = (),
+    before: Sequence[Array] = (),
+    border: NDArray[np.int64] | None = None,
+) -> Array:
     """Put a rendered subject before a background, add occluders and the camera's defects.
 
     Args:
@@ -231,6 +245,10 @@ def compose(rng: np.random.Generator, rgba: Array, depth_m: Array, kind: Kind) -
         rgba: (S, S, 4) float32 linear colour premultiplied by coverage.
         depth_m: (S, S) float32, relative to the root joint, infinite beside the subject.
         kind: "hand" or "body".
+        behind: Others behind the subject, as ``rgba``.
+        before: Others before it.
+        border: (4,) first column and row, last column and row of the photo, whose outermost pixels
+            are repeated beyond them; the whole crop is photo if None.
 
     Returns:
         (S, S, 3) float32 sRGB in [0, 1].
@@ -238,10 +256,20 @@ def compose(rng: np.random.Generator, rgba: Array, depth_m: Array, kind: Kind) -
     size = len(rgba)
     background = SRGB_TO_LINEAR[sample_background(rng, size)]
     background = background * np.float32(np.exp(rng.normal(0.0, 0.3)))
-    linear = rgba[..., :3] + background * (1 - rgba[..., 3:])
+    linear = background
+    for layer in (*behind, rgba):
+        linear = layer[..., :3] + linear * (1 - layer[..., 3:])
     for occluder in sample_occluders(rng, size, kind):
         linear = cover(linear, depth_m, occluder)
-    return degrade(rng, develop(rng, linear))
+    for layer in before:
+        linear = layer[..., :3] + linear * (1 - layer[..., 3:])
+    image = degrade(rng, develop(rng, linear))
+    return image if border is None else _repeat_outermost(image, border)
+
+
+def _repeat_outermost(image: Array, border: NDArray[np.int64]) -> Array:
+    columns, rows = (np.arange(len(image)).clip(border[i], border[i + 2]) for i in (0, 1))
+    return np.ascontiguousarray(image[rows][:, columns])
 
 
 def sample_light(rng: np.random.Generator) -> dict[str, Array]:
