@@ -6,7 +6,8 @@
 The photos may not be redistributed, so they are no part of the repository: docs/real-photos.md
 lists the files. A model is ``body=FILE`` or ``hand=FILE``; ``body=body`` and ``hand=hand`` are the
 shipped ones, which are scored if nothing is said. ``--sheet`` writes pictures to look at: each
-photo with its labels, and what each model drew onto it.
+photo with its labels, and what each model drew onto it. Of a model that says how far off it expects
+each joint to be, the measured distance is printed by thirds of the expected one.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from _measure import machine
 from kinemesh.bodies import load_topology
 from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.errors import InputError
-from kinemesh.evaluation.real_photos import LabelledBox, LabelledSet, read_real_sets
+from kinemesh.evaluation.calibration import Calibration
+from kinemesh.evaluation.real_photos import RENDERED, LabelledBox, LabelledSet, read_real_sets
 from kinemesh.evaluation.real_scores import (
     BOX_PX,
     PlacedJoints,
@@ -35,19 +37,18 @@ from kinemesh.evaluation.real_scores import (
     pooled,
     score_real,
 )
+from kinemesh.evaluation.real_spread import real_calibration
 from kinemesh.evaluation.real_views import VIEWS, view_of
 from kinemesh.evaluation.synthetic import MEAN_SHAPE_SAMPLES, mean_shape
 from kinemesh.files import write_bytes, write_json
-from kinemesh.inference.boxes import Box
 from kinemesh.inference.images import LoadedImage, load_image
+from kinemesh.inference.labelled_photos import as_placed, predict_labelled
 from kinemesh.inference.person import Person
 from kinemesh.rendering.overlay import draw_mesh, draw_skeleton
 from kinemesh.skeletons import get_skeleton
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 CONSTANT = "mean shape"
-RENDERED = ("rhd",)
-"""Sets whose pictures are no photos; they are scored, but not counted in the line of all sets."""
 TILE_PX = 224
 ACROSS, DOWN = 8, 6
 """Tiles of a page."""
@@ -73,15 +74,20 @@ def main() -> None:
         sets = read_real_sets(options.data, options.sets)
         models = load_all(options.model)
         scores: list[RealScore] = []
+        spread: dict[str, Calibration] = {}
         for kind in ("hand", "body"):
             chosen = [one for one in sets if one.kind == kind]
             used = [one for one in models if one.kind == kind]
             if chosen and used:
-                scores += score_kind(kind, chosen, used, options.sheet)
+                found, expected = score_kind(kind, chosen, used, options.sheet)
+                scores += found
+                spread |= expected
     except InputError as error:
         parser.error(str(error))
     print(table(scores))
-    write_record(options.json, scores)
+    for name, one in spread.items():
+        print(f"{name}: {one}")
+    write_record(options.json, scores, spread={name: one.to_dict() for name, one in spread.items()})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -116,15 +122,23 @@ def load_all(texts: Sequence[str]) -> list[NamedModel]:
 
 def score_kind(
     kind: str, sets: Sequence[LabelledSet], models: Sequence[NamedModel], sheet: Path | None
-) -> list[RealScore]:
-    """All lines of the sets of one kind, then those of all sets together, bodies also by view."""
+) -> tuple[list[RealScore], dict[str, Calibration]]:
+    """All lines of the sets of one kind, then those of all sets together, bodies also by view.
+
+    Returns:
+        The lines; and of the models that say how far off joints will be, by name, whether they are.
+    """
     constant = ConstantShape(kind)
     by_model: dict[str, list[RealScore]] = {}
     by_view: dict[str, list[RealScore]] = {}
+    answered: dict[str, list[tuple[LabelledSet, list[PlacedJoints]]]] = {}
     scores = []
     for labels in sets:
         people = {one.name: predict_set(one, labels) for one in models}
         answers = {name: [as_placed(one) for one in found] for name, found in people.items()}
+        if labels.name not in RENDERED:
+            for name, found in answers.items():
+                answered.setdefault(name, []).append((labels, found))
         answers[CONSTANT] = constant.answers(labels)
         for name, found in answers.items():
             scores.append(score_real(labels, found, name))
@@ -134,7 +148,9 @@ def score_kind(
         if kind == "body":
             for name, found in answers.items():
                 by_view.setdefault(name, []).extend(score_views(labels, found, name))
-    return scores + all_photos(kind, by_model) + all_views(by_view)
+    expected = {name: real_calibration(pairs) for name, pairs in answered.items()}
+    spread = {name: one for name, one in expected.items() if one is not None}
+    return scores + all_photos(kind, by_model) + all_views(by_view), spread
 
 
 def score_views(
@@ -174,24 +190,8 @@ def all_photos(kind: str, by_model: dict[str, list[RealScore]]) -> list[RealScor
 
 
 def predict_set(model: NamedModel, labels: LabelledSet) -> list[Person]:
-    """One prediction a labelled box; the side of a hand is told where the files tell it."""
-    people = []
-    for sample in labels.samples:
-        if labels.kind == "hand":
-            told = "auto" if getattr(model.predictor, "tells_sides", False) else "right"
-            options: dict[str, Any] = {"side": sample.side or told}
-        else:
-            options = {}
-        photo = load_image(sample.photo)
-        people += model.predictor.predict(photo, [Box(*sample.box_px)], **options)
-    return people
-
-
-def as_placed(person: Person) -> PlacedJoints:
-    """What is scored of a prediction."""
-    points_m = person.joints if person.has_depth else None
-    names = get_skeleton(person.skeleton).joints
-    return PlacedJoints(names, person.joints_px, points_m, person.joint_confidence, person.score)
+    """One prediction a labelled box."""
+    return predict_labelled(model.predictor, labels)
 
 
 class ConstantShape:

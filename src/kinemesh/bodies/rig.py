@@ -32,6 +32,25 @@ class Posed:
 
 
 @dataclass(frozen=True)
+class BankMix:
+    """Which bodies of a rig's shape bank somebody is made of.
+
+    Attributes:
+        first: Row of the bank.
+        second: Another row.
+        share: How much of the first, 0 to 1; the rest is the second.
+    """
+
+    first: int
+    second: int
+    share: float
+
+    def of(self, rows_SK: Tensor) -> Tensor:
+        """(K,) mix of the rows of the bank, or of what else is known of each of its bodies."""
+        return torch.lerp(rows_SK[self.second], rows_SK[self.first], self.share)
+
+
+@dataclass(frozen=True)
 class Rig:
     """Everything that synthesis needs of a body or of a right arm and hand.
 
@@ -163,9 +182,26 @@ class Rig:
 
     def sample_shape(self, rng: np.random.Generator) -> Tensor:
         """(K,) shape: a body of the bank or, half of the time, a mix of two of them."""
+        return self.sample_mix(rng).of(self.shape_bank)
+
+    def sample_mix(self, rng: np.random.Generator) -> BankMix:
+        """Draw what `sample_shape` draws, so that the phenotypes of the body are known as well."""
         first, second = rng.integers(len(self.shape_bank), size=2).tolist()
         share = float(rng.uniform()) if rng.uniform() < MIX_PROBABILITY else 1.0
-        return torch.lerp(self.shape_bank[second], self.shape_bank[first], share)
+        return BankMix(first, second, share)
+
+    def phenotype(self, name: str, mix: BankMix) -> float:
+        """A phenotype of a mixed body, mixed as its shape is.
+
+        Raises:
+            InputError: The bank does not know it.
+        """
+        if name not in self.phenotype_names:
+            raise InputError(
+                f"name: rig '{self.name}' knows no phenotype '{name}'; it knows "
+                f"{', '.join(self.phenotype_names)}"
+            )
+        return float(mix.of(self.bank_phenotypes)[self.phenotype_names.index(name)])
 
     def to(self, device: torch.device | str) -> "Rig":
         """Copy with all tensors on ``device``."""

@@ -42,6 +42,7 @@ class Request:
     offset: bool = False
     hold_out_every: int | None = None
     portrait: bool = False
+    groups: bool = False
 
     @property
     def given(self) -> tuple[str, ...]:
@@ -112,13 +113,15 @@ def _kind_of(model: str, dataset: str) -> _Kind:
     if is_keypoint_dataset(dataset):
         options = {"boxes", "flip", "split", "images", "labels", "head_size", "results"}
         return _Kind(f"{on} 2D keypoints", frozenset(options | {"include_background"}), _keypoints)
-    options = {"protocol", "assets", "tta", "submission", "averaging"}
+    options = {"protocol", "assets", "tta", "submission", "averaging", "groups"}
     return _Kind(f"{on} meshes", frozenset(options), _meshes)
 
 
 def _is_detector(model: str) -> bool:
-    from kinemesh.models.detector_files import is_detector_file
+    from kinemesh.models.detector_files import SHIPPED_DETECTOR, is_detector_file
 
+    if model == SHIPPED_DETECTOR:
+        return True
     return model.endswith(".safetensors") and is_detector_file(model)
 
 
@@ -255,12 +258,13 @@ def _meshes(
         device=device,
         progress=progress,
         listener=page.summary,
+        groups=request.groups,
     )
 
 
 def _check_finished_submission(request: Request) -> None:
     """Refuse options that scoring a finished submission to FreiHAND would silently ignore."""
-    ignored = {"tta", "submission", "averaging", "count", "report"}
+    ignored = {"tta", "submission", "averaging", "count", "report", "groups"}
     if request.protocol != "freihand":
         ignored.add("protocol")
     names = [_option(name) for name in request.given if name in ignored]

@@ -16,7 +16,9 @@ _HELP = """Score a model on held-out samples; every number is printed with its p
 
 Examples:
   kinemesh eval hand synthetic-hand
-      a shipped model beside a constant mean shape
+      a shipped model beside a constant mean shape, and how far its expected errors come true
+  kinemesh eval body synthetic-body --groups
+      and each skin tone and age on its own
   kinemesh eval runs/trial/best/weights.safetensors synthetic-hand --count 256
   kinemesh eval runs/trial/best/weights.safetensors synthetic-hand --report report/
       a page with curves, pictures, the error of each joint, the worst and the best samples
@@ -73,6 +75,7 @@ def evaluate(
     offset: bool = False,
     hold_out_every: Annotated[int | None, shown_as("NUMBER")] = None,
     portrait: bool = False,
+    groups: bool = False,
 ) -> int:
     """Score a model on held-out samples.
 
@@ -113,6 +116,7 @@ def evaluate(
         hold_out_every: imagenet: of a folder without train and val, score every n-th image of each
             class.
         portrait: ego-exo4d: upright pictures and their labels.
+        groups: synthetic hands and bodies: also score each skin tone and age on its own.
     """
     from kinemesh.cli._evaluations import Request, prepare
     from kinemesh.files import write_json
@@ -147,6 +151,7 @@ def evaluate(
         offset=offset,
         hold_out_every=hold_out_every,
         portrait=portrait,
+        groups=groups,
     )
     run = prepare(request)
     with _progress() as progress:

@@ -1,5 +1,6 @@
 """``kinemesh models``: the cards of the shipped models and of the networks without weights."""
 
+from collections.abc import Callable
 from typing import Any
 
 from kinemesh.cli._shared import Verb, console, plain
@@ -59,6 +60,9 @@ _CARD_ROWS = {
     "published": "published scores",
     "weights": "weights",
     "mean_shape_scores": "a constant mean shape",
+    "calibration": "expected errors",
+    "groups": "by group",
+    "real": "real photos",
     "evaluated_with": "scored with",
     "sha256": "SHA-256",
 }
@@ -81,10 +85,10 @@ def _card_table(card: dict[str, Any]) -> Any:
 
 
 def _card_value(key: str, value: Any) -> str:
-    from kinemesh.metrics import MetricReport
-
     if key in ("scores", "mean_shape_scores"):
-        return "\n".join(str(MetricReport(**item)) for item in value)
+        return "\n".join(_score(item) for item in value)
+    if key in _TERSE:
+        return "\n".join(_TERSE[key](value))
     if key == "resolution":
         return f"{value} x {value} pixels"
     if key == "sha256":
@@ -92,6 +96,58 @@ def _card_value(key: str, value: Any) -> str:
     if key == "gmac":
         return f"{value} x 10^9 for one crop"
     return f"{value:,}" if key == "parameters" else str(value)
+
+
+def _score(item: dict[str, Any]) -> str:
+    """One score of a card, in a line."""
+    from kinemesh.metrics import MetricReport
+
+    if "values" not in item:
+        return str(MetricReport(**item))
+    # a detector's: what is in the table of `kinemesh.evaluation.detection.DetectionResult`
+    numbers = ", ".join(
+        f"{name} {'-' if value is None else format(value, '.3f')}"
+        for name, value in item["values"].items()
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in item["counts"].items())
+    return f"{numbers} on {item['dataset']} ({counts}; {'; '.join(item['protocol']['rules'])})"
+
+
+def _expected_errors(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"{row['joints']}: wrong by {row['expected_calibration_error']:.2f} {row['unit']} on the "
+        f"mean, rank correlation with the true error {row['rank_correlation']:.2f}"
+        for row in rows
+    ]
+
+
+def _groups(rows: list[dict[str, Any]]) -> list[str]:
+    """PA-MPJPE of each group, a line a trait."""
+    traits = dict.fromkeys(row["trait"] for row in rows)
+    return [
+        f"PA-MPJPE mm by {trait}: "
+        + ", ".join(f"{r['group']} {r['pa_mpjpe_mm']:.1f}" for r in rows if r["trait"] == trait)
+        for trait in traits
+    ]
+
+
+def _real_photos(record: dict[str, Any]) -> list[str]:
+    """The line of all sets; the card's file has each of them."""
+    everything = record["scores"][-1]
+    parts = [f"{everything['error_px']:.1f} px of 256", f"PCK {everything['pck_2d']:.2f}"]
+    if "pa_mpjpe_mm" in everything:
+        parts.insert(0, f"PA-MPJPE {everything['pa_mpjpe_mm']:.1f} mm")
+    return [
+        f"{', '.join(parts)} on {everything['samples']} labelled boxes ({record['date']}; "
+        "docs/real-photos.md)"
+    ]
+
+
+_TERSE: dict[str, Callable[[Any], list[str]]] = {
+    "calibration": _expected_errors,
+    "groups": _groups,
+    "real": _real_photos,
+}
 
 
 VERBS = (Verb("models", "models and networks, their licences and scores", models),)

@@ -50,6 +50,7 @@ def evaluate_model(
     progress: Progress | None = None,
     submission_count: int = EVALUATION_COUNT,
     listener: SampleListener | None = None,
+    groups: bool = False,
 ) -> ProtocolResult | Evaluation:
     """Score a model on a data set.
 
@@ -69,6 +70,8 @@ def evaluate_model(
         progress: Told about each batch.
         submission_count: How many samples make a whole submission.
         listener: Given each batch joint by joint, for example to draw a report.
+        groups: Also score each skin tone and age of the synthetic people; of our own networks on
+            synthetic data, where no protocol is named.
 
     Raises:
         InputError: A name is unknown, or model, data set, protocol and files do not fit together.
@@ -82,7 +85,13 @@ def evaluate_model(
     plain = plain and options.averaging == "samples"
     if plain and dataset in SYNTHETIC and metadata["architecture"] == ARCHITECTURE:
         count = options.count or SYNTHETIC_COUNT
-        return evaluate(model, dataset, count, device=device, samples=listener)
+        return evaluate(model, dataset, count, groups=groups, device=device, samples=listener)
+    if groups:
+        raise InputError(
+            f"--groups: expected a {ARCHITECTURE} on {' or '.join(SYNTHETIC)}, whose people are "
+            "drawn with skin tone and age, without --protocol, --averaging, --tta and "
+            f"--submission; found a {metadata['architecture']} on {dataset}. Leave --groups out."
+        )
     chosen = get_protocol(protocol or _default_protocol(topology), topology)
     samples = open_dataset(dataset, resolution=metadata["resolution"])
     _check_task(str(model), metadata, dataset, samples)

@@ -32,6 +32,8 @@ FLESH = 1.2
 """Width and height of a box over those of the rectangle around its joints, where the files have no
 box of the person. Joints lie inside the flesh, those of a hand less so than those of a body."""
 MM_PER_M = 1000.0
+RENDERED = ("rhd",)
+"""Sets whose pictures are no photos; they are scored, but not counted in the line of all sets."""
 _NOT_READ = ""
 _FINGERS = ("thumb", "index", "middle", "ring", "pinky")
 

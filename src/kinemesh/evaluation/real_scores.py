@@ -54,6 +54,8 @@ class PlacedJoints:
         points_m: (K, 3) metres with the axes of the camera; None from a model without depth.
         scores: (K,) of the joints.
         score: Of the person.
+        spread_px: (K,) expected distance of ``points_px`` from the truth, pixels of the photo; None
+            from a model that does not say.
     """
 
     joints: tuple[str, ...]
@@ -61,6 +63,7 @@ class PlacedJoints:
     points_m: NDArray[Any] | None
     scores: NDArray[Any]
     score: float
+    spread_px: NDArray[Any] | None = None
 
 
 @dataclass(frozen=True)

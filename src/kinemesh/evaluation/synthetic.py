@@ -12,15 +12,25 @@ from kinemesh.bodies.topology import Kind, Topology
 from kinemesh.data.records import collate
 from kinemesh.data.synthetic import SyntheticDataset
 from kinemesh.errors import InputError
+from kinemesh.evaluation.calibration import Calibration, calibrate
+from kinemesh.evaluation.groups import GroupScore, group_scores, group_table, groups_of
 from kinemesh.evaluation.samples import (
     JointSamples,
     SampleListener,
     joint_errors_mm,
     to_picture,
 )
+from kinemesh.evaluation.table import SampleTable
 from kinemesh.geometry.procrustes import procrustes_align
-from kinemesh.metrics import MetricReport, keypoint_error_px, mesh_reports
+from kinemesh.metrics import (
+    MM_PER_M,
+    MetricReport,
+    keypoint_error_px,
+    mesh_reports,
+    point_distances,
+)
 from kinemesh.models.registry import load_model
+from kinemesh.skeletons import Skeleton
 
 Batch = Mapping[str, Tensor]
 DATASETS: dict[str, Kind] = {"synthetic-hand": "hand", "synthetic-body": "body"}
@@ -40,24 +50,36 @@ class Evaluation:
         scores: Reports of the model.
         mean_shape: Reports of one constant shape, the generalised Procrustes mean of training
             samples; what a network must beat.
+        calibration: Predicted against measured distances of joints in 3D and in the crop; empty for
+            a network that does not predict them.
+        groups: Scores by skin tone and age, if they were asked for.
     """
 
     model: str
     scores: tuple[MetricReport, ...]
     mean_shape: tuple[MetricReport, ...]
+    calibration: tuple[Calibration, ...] = ()
+    groups: tuple[GroupScore, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.model}:", *(f"  {report}" for report in self.scores)]
         lines += ["constant mean shape:", *(f"  {report}" for report in self.mean_shape)]
+        lines += [str(one) for one in self.calibration]
+        if self.groups:
+            lines += ["by group:", *(f"  {line}" for line in group_table(self.groups))]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """All reports, for a card or a record."""
+        """All reports, for a card or a record; calibration and groups where there are any."""
+        more: dict[str, Sequence[Calibration | GroupScore]] = {
+            "calibration": self.calibration,
+            "groups": self.groups,
+        }
         return {
             "model": self.model,
             "scores": [report.to_dict() for report in self.scores],
             "mean_shape": [report.to_dict() for report in self.mean_shape],
-        }
+        } | {name: [one.to_dict() for one in rows] for name, rows in more.items() if rows}
 
 
 def evaluate(
@@ -66,6 +88,7 @@ def evaluate(
     count: int = 1024,
     seed: int = 0,
     *,
+    groups: bool = False,
     device: torch.device | str = "cpu",
     samples: SampleListener | None = None,
 ) -> Evaluation:
@@ -76,6 +99,7 @@ def evaluate(
         dataset: A key of `DATASETS`.
         count: Number of held-out samples.
         seed: Seed of the data set; 0 is the one that the shipped models were trained with.
+        groups: Also score each skin tone and age on its own (`kinemesh.evaluation.groups`).
         device: Where to compute.
         samples: Given each batch joint by joint, for example to draw a report.
 
@@ -106,15 +130,24 @@ def evaluate(
     label = f"{dataset}, test split, seed {seed}"
     mean = mean_shape(training.meshes(range(MEAN_SHAPE_SAMPLES)), topology).to(device)
     network, topology = network.to(device), topology.to(device)
-    scores, baseline = [], []
+    scores, baseline, table = [], [], SampleTable()
     for first, rows in enumerate(batches(held_out, count)):
         batch = {name: value.to(device) for name, value in rows.items()}
         output = _output(network, batch)
         scores.append(_network_reports(output, batch, topology, label))
         baseline.append(_constant_reports(mean, batch, topology, label))
+        places = first * _BATCH + torch.arange(len(rows["image"]))
+        table.add(places, _errors(output, batch, topology))
         if samples is not None:
             samples(_joint_samples(output.joints, batch, topology, first * _BATCH))
-    return Evaluation(str(model), merge(scores), merge(baseline))
+    _, columns = table.collect()
+    return Evaluation(
+        str(model),
+        merge(scores),
+        merge(baseline),
+        _calibration(columns, topology.skeleton),
+        _groups(held_out, columns) if groups else (),
+    )
 
 
 def score(
@@ -159,6 +192,52 @@ def mean_shape(vertices: Tensor, topology: Topology, rounds: int = 3) -> Tensor:
 @torch.inference_mode()
 def _output(network: nn.Module, batch: Batch) -> Any:
     return network(batch["image"])
+
+
+def _errors(output: Any, batch: Batch, topology: Topology) -> dict[str, Tensor]:
+    """Distances (B, J) of joints and, of a network that predicts them, what was expected."""
+    places = batch["joints_2d"]
+    errors = joint_errors_mm(output.joints, batch["joints_3d"][..., :3], topology.skeleton)
+    columns = {
+        "joint_mm": errors["MPJPE"],
+        "aligned_mm": errors["PA-MPJPE"],
+        "place_px": point_distances(output.joints_2d, places[..., :2]),
+        "inside": places[..., 2] > 0,
+    }
+    spread_BJ2 = getattr(output, "spread", None)
+    return columns if spread_BJ2 is None else columns | {"spread": spread_BJ2}
+
+
+def _calibration(columns: Mapping[str, Tensor], skeleton: Skeleton) -> tuple[Calibration, ...]:
+    """Of joints in 3D about the root, and in the crop of those inside it, as they were learned."""
+    if "spread" not in columns:
+        return ()
+    spread, roots = columns["spread"].double(), skeleton.root_indices()
+    counted = torch.ones(len(skeleton), dtype=torch.bool)
+    if len(roots) == 1:
+        counted[roots[0]] = False  # it is the origin on both sides, which is no merit
+    space, plane = counted.expand_as(columns["inside"]), columns["inside"]
+    found = [
+        ("3D joints", "mm", spread[..., 0] * MM_PER_M, columns["joint_mm"], space),
+        ("2D joints", "px", spread[..., 1], columns["place_px"], plane),
+    ]
+    return tuple(
+        calibrate(predicted[chosen].numpy(), measured.double()[chosen].numpy(), joints, unit)
+        for joints, unit, predicted, measured, chosen in found
+        if chosen.any()
+    )
+
+
+def _groups(dataset: SyntheticDataset, columns: Mapping[str, Tensor]) -> tuple[GroupScore, ...]:
+    inside = columns["inside"].float()
+    places = (columns["place_px"] * inside).sum(dim=1) / inside.sum(dim=1)  # NaN without any
+    means = {
+        "mpjpe_mm": columns["joint_mm"].mean(dim=1),
+        "pa_mpjpe_mm": columns["aligned_mm"].mean(dim=1),
+        "error_px": places,
+    }
+    found = groups_of(dataset, len(places))
+    return group_scores(found, {name: values.numpy() for name, values in means.items()})
 
 
 def _joint_samples(

@@ -18,6 +18,7 @@ FORMAT = "kinemesh.people"
 VERSION = 1
 METRE_DIGITS = 5  # 0.01 mm
 PIXEL_DIGITS = 2
+_SPREADS = {"joint_spread_m": METRE_DIGITS, "keypoint_spread_px": PIXEL_DIGITS}
 UNITS = {"camera": "m", "px": "px", "box_px": "px", "focal_px": "px", "principal_px": "px"}
 FRAMES = {
     "camera": "x right, y down, z forward, origin at the camera; one frame for all people",
@@ -154,6 +155,10 @@ def _person(
         entry["owner"] = person.owner
     if person.parameters is not None:
         entry["parameters"] = parameters_record(person.parameters)
+    for name, digits in _SPREADS.items():
+        spread = getattr(person, name)
+        if spread is not None:
+            entry[name] = _rounded(spread, digits)
     return entry
 
 
@@ -177,7 +182,13 @@ def _read_person(entry: dict[str, Any], content: dict[str, Any]) -> Person:
         ),
         owner=entry.get("owner"),
         parameters=read_parameters(entry["parameters"]) if "parameters" in entry else None,
+        joint_spread_m=_read_spread(entry, "joint_spread_m"),
+        keypoint_spread_px=_read_spread(entry, "keypoint_spread_px"),
     )
+
+
+def _read_spread(entry: dict[str, Any], name: str) -> np.ndarray | None:
+    return np.array(entry[name], np.float32) if name in entry else None
 
 
 def _camera(camera: PhotoCamera) -> dict[str, Any]:

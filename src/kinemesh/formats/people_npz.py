@@ -23,8 +23,8 @@ def encode_people_npz(
     """People as the bytes of an .npz file.
 
     N people stand along the first axis of every array; ``faces`` holds the distinct face tables and
-    ``faces_index`` which of them each person uses. Arrays of ``parameters`` are there if anybody
-    has them; those of a person without are NaN.
+    ``faces_index`` which of them each person uses. Arrays of ``parameters`` and of expected errors
+    are there if anybody has them; those of a person without are NaN.
 
     Args:
         people: People of one photo, all with the same skeleton and number of vertices.
@@ -56,7 +56,7 @@ def encode_people_npz(
         "sides": np.array([p.side or "" for p in people], dtype="U5"),
         "faces": _stack(tables, (0, 3), np.int32),
         "faces_index": np.array(indices, np.int64),
-    } | _parameter_arrays(people)
+    } | {**_parameter_arrays(people), **_spread_arrays(people)}
     if any(person.owner is not None for person in people):
         owners = [-1 if person.owner is None else person.owner for person in people]
         arrays["owners"] = np.array(owners, np.int64)
@@ -116,7 +116,25 @@ def _read_person(arrays: dict[str, np.ndarray], index: int) -> Person:
         camera=PhotoCamera(float(arrays["focal_px"]), (principal_x, principal_y), (width, height)),
         owner=owner if owner >= 0 else None,
         parameters=_read_parameters(arrays, index),
+        joint_spread_m=_read_spread(arrays, "joint_spread_m", index),
+        keypoint_spread_px=_read_spread(arrays, "keypoint_spread_px", index),
     )
+
+
+def _spread_arrays(people: Sequence[Person]) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name in ("joint_spread_m", "keypoint_spread_px"):
+        rows = [getattr(person, name) for person in people]
+        if any(row is not None for row in rows):
+            nothing = np.full(len(people[0].joint_confidence), np.nan, np.float32)
+            arrays[name] = np.stack([nothing if row is None else row for row in rows])
+    return arrays
+
+
+def _read_spread(arrays: dict[str, np.ndarray], name: str, index: int) -> np.ndarray | None:
+    if name not in arrays or np.isnan(arrays[name][index]).all():
+        return None
+    return np.asarray(arrays[name][index])
 
 
 def _parameter_arrays(people: Sequence[Person]) -> dict[str, np.ndarray]:

@@ -45,6 +45,8 @@ class CropPrediction:
         rightness: How much the crop looks like a right hand: the network's ``side_logits`` where
             it has them, else the mean confidence. Only differences have a meaning.
         evidence: What the network looked at, if it was asked.
+        spread: (J, 2) expected distance of ``joints`` (metres) and ``joints_px`` (crop pixels) from
+            the truth; None of a network that does not say. Mirroring leaves it as it is.
     """
 
     joints: np.ndarray
@@ -53,6 +55,7 @@ class CropPrediction:
     confidence: np.ndarray
     rightness: float
     evidence: CropEvidence | None = None
+    spread: np.ndarray | None = None
 
     def mirrored(self, size: int) -> "CropPrediction":
         """The answer to the crop mirrored left to right; twice gives back the same.
@@ -73,13 +76,18 @@ class CropPrediction:
 def split_output(output: NetworkOutput, evidence: "Evidence | None") -> list[CropPrediction]:
     """A network's answer to a batch, and what it looked at, crop by crop.
 
+    Args:
+        output: What the network returned; it may also have ``side_logits`` (B,), and ``spread``
+            (B, J, 2), which may be None.
+        evidence: What it looked at, if it was asked.
+
     Raises:
         KinemeshError: It holds numbers that are not finite.
     """
-    fields = [
-        value.double().cpu().numpy()
-        for value in (output.joints, output.vertices, output.joints_2d, output.confidence)
-    ]
+    values = [output.joints, output.vertices, output.joints_2d, output.confidence]
+    spread_BJ2 = getattr(output, "spread", None)
+    values += [] if spread_BJ2 is None else [spread_BJ2]
+    fields = [value.double().cpu().numpy() for value in values]
     if not all(np.isfinite(field).all() for field in fields):
         raise KinemeshError(
             "The network returned numbers that are not finite. The weight file is damaged or its "
@@ -88,4 +96,5 @@ def split_output(output: NetworkOutput, evidence: "Evidence | None") -> list[Cro
     side_logits = getattr(output, "side_logits", None)
     rightness = fields[3].mean(1) if side_logits is None else side_logits.double().cpu().numpy()
     looked = [None] * len(rightness) if evidence is None else split_evidence(evidence)
-    return [CropPrediction(*rows) for rows in zip(*fields, rightness, looked, strict=True)]
+    spread = [None] * len(rightness) if spread_BJ2 is None else fields.pop()
+    return [CropPrediction(*rows) for rows in zip(*fields, rightness, looked, spread, strict=True)]

@@ -70,6 +70,12 @@ class Person:
             photo; None for a body and for a hand whose person is not known.
         parameters: Pose and shape of a body model fitted to ``vertices``, if that was asked
             (`kinemesh.inference.fitting`).
+        joint_spread_m: (J,) float32, how far the network expects each of ``joints`` to be from the
+            truth, metres, with the roots moved together: it says nothing of the place in the
+            camera. None where the network does not say, and for joints changed after it (a
+            smoothed video).
+        keypoint_spread_px: (J,) float32, the same for ``joints_px``, pixels of the photo. It was
+            learned from joints inside the crop; that of others has no meaning.
     """
 
     vertices: np.ndarray
@@ -85,6 +91,8 @@ class Person:
     explanation: Explanation | None = None
     owner: int | None = None
     parameters: BodyParameters | None = None
+    joint_spread_m: np.ndarray | None = None
+    keypoint_spread_px: np.ndarray | None = None
 
     @property
     def kind(self) -> Literal["body", "hand"]:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,30 @@ def draw_joint_bars(summary: SampleSummary) -> bytes:
     describe(axes, f"error of each joint over {summary.ranking.count} samples", summary.unit, "")
     axes.grid(axis="y", visible=False)
     axes.legend(frameon=False)
+    return png_of(figure)
+
+
+def draw_calibration(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Measured over predicted distance of the bins, a panel for each record; true on the diagonal.
+
+    Args:
+        records: From `kinemesh.evaluation.calibration.Calibration.to_dict`.
+    """
+    figure = new_figure(4.4 * len(records), 4.2)
+    panels = figure.subplots(1, len(records), squeeze=False)[0]
+    for axes, record, color in zip(panels, records, COLORS, strict=False):
+        predicted, measured = (
+            np.array([one[name] for one in record["bins"]], dtype=float)
+            for name in ("predicted", "measured")
+        )
+        longest = 1.05 * float(np.nanmax([predicted, measured]))
+        axes.plot([0, longest], [0, longest], color="#999", linewidth=1, linestyle="--")
+        axes.plot(predicted, measured, color=color, marker="o", markersize=4)
+        axes.set_xlim(0, longest)
+        axes.set_ylim(0, longest)
+        axes.set_aspect("equal")
+        unit = record["unit"]
+        describe(axes, record["joints"], f"predicted distance, {unit}", f"measured, {unit}")
     return png_of(figure)
 
 

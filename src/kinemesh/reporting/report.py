@@ -96,6 +96,7 @@ def write_report(
     pictures: dict[str, bytes] = {}
     page = Page(title)
     _add_scores(page, result)
+    _add_calibration(page, result, pictures)
     _add_curves(page, curves, pictures)
     if isinstance(summary, ClassSummary):
         _add_images(page, summary, pictures)
@@ -125,11 +126,28 @@ def _add_scores(page: Page, result: Result) -> None:
             if name == "mean_shape":
                 page.note("A constant mean shape on the same samples, which a network must beat:")
             page.table([_row(row) for row in rows])
+    if record.get("groups"):
+        page.note("Each skin tone and age on its own:")
+        page.table([_row(row) for row in record["groups"]])
     values = record.get("values")
     if isinstance(values, Mapping) and values:  # of people without labels there are none
         page.table([{"score": name, "value": value} for name, value in values.items()])
     page.note("As the evaluation prints it, with the protocol:")
     page.verbatim(str(result))
+
+
+def _add_calibration(page: Page, result: Result, pictures: dict[str, bytes]) -> None:
+    """How far expected errors come true, of a network that predicts them."""
+    records = result.to_dict().get("calibration")
+    if not records:
+        return
+    page.heading("Expected and measured errors")
+    pictures["calibration.png"] = figures.draw_calibration(records)
+    page.picture(pictures["calibration.png"], "measured over predicted distance of joints")
+    page.note(
+        "Each point is the mean of a tenth of the joints, sorted by the distance that the network "
+        "expects; on the dashed line it expects what is measured."
+    )
 
 
 def _row(row: Mapping[str, Any]) -> dict[str, Any]:
