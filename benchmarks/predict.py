@@ -27,8 +27,12 @@ from kinemesh.formats.people_npz import encode_people_npz
 from kinemesh.formats.picture import draw_overlay, encode_overlay
 from kinemesh.geometry.crops import box_to_square, crop_matrix, warp_crop
 from kinemesh.inference.images import load_image
+from kinemesh.inference.own_detector import OwnDetector
 from kinemesh.inference.predictor import Predictor
+from kinemesh.models.detector import CLASSES, Detector
+from kinemesh.models.detector_files import SHIPPED_DETECTOR
 from kinemesh.models.guided_graphormer import GuidedGraphormer, GuidedGraphormerConfig
+from kinemesh.models.optimised import optimise
 
 WIDTH, HEIGHT = 4000, 3000
 BOX = (1250.0, 750.0, 1500.0, 1500.0)
@@ -43,6 +47,14 @@ def make_predictor(task: str) -> tuple[Predictor, str]:
         config = GuidedGraphormerConfig()
         network = GuidedGraphormer(config, topology)
         return Predictor(network, topology, {"resolution": config.resolution}, "cpu"), "random"
+
+
+def make_detector() -> OwnDetector:
+    """The shipped detector, or its network with random weights."""
+    try:
+        return OwnDetector.load(SHIPPED_DETECTOR, "cpu", kind="both")
+    except InputError:
+        return OwnDetector(optimise(Detector()), {"classes": CLASSES}, kind="both")
 
 
 def make_photo(path: Path) -> None:
@@ -61,6 +73,7 @@ def stages(predictor: Predictor, folder: Path) -> dict[str, Callable[[], object]
     matrix = crop_matrix(centers, sides, predictor.resolution)[0]
     cut = warp_crop(photo.pixels, matrix, predictor.resolution, border="replicate")
     people = predictor.predict(photo, [BOX])
+    detector = make_detector()
 
     def write() -> None:
         write_bytes(folder / "a.glb", encode_glb(people))
@@ -70,6 +83,7 @@ def stages(predictor: Predictor, folder: Path) -> dict[str, Callable[[], object]
 
     return {
         "decode": lambda: load_image(folder / "photo.jpg"),
+        "find people and hands": lambda: detector.detect(photo),
         "crop": lambda: warp_crop(photo.pixels, matrix, predictor.resolution, border="replicate"),
         "network": lambda: predictor.run_network([cut]),
         "predict (crop, network, placement)": lambda: predictor.predict(photo, [BOX]),

@@ -407,7 +407,7 @@ class TestPredict:
         self, photos: Path, kinemesh_cli, monkeypatch, options, code: int, message: str, found
     ) -> None:
         monkeypatch.setattr(kinemesh, "load", lambda *_: pose_predictor())
-        words = ("--out", photos / "out", *options)
+        words = ("--detector", "none", "--out", photos / "out", *options)
         result = kinemesh_cli("predict", photos / "p0.png", *words)
         assert result[0] == code
         assert message in result[2]

@@ -191,6 +191,7 @@ class TestOptions:
         photo = tmp_path / "p.png"
         Image.fromarray(spot_photo(90, 90, 40, 40)).save(photo)
         call = ["predict", str(photo), "--task", "hand", "--out", str(tmp_path), "--save", "json"]
+        call += ["--detector", "none"]
         assert main([*call, "--explain-joints", "wrist"]) == 2
         assert "Add --explain" in capsys.readouterr().err
         assert main([*call, "--explain", "--explain-joints", "elbow"]) == 2

@@ -147,7 +147,7 @@ class TestPredict:
     def test_a_left_hand(self, converted: Path, assets: Path, tmp_path: Path, capsys) -> None:
         photo = tmp_path / "hand.png"
         Image.fromarray(spot_photo(224, 224, 100, 90)).save(photo)
-        model = ("--model", converted, "--assets", assets)
+        model = ("--model", converted, "--assets", assets, "--detector", "none")
         run(capsys, "predict", photo, *model, "--side", "left", "--out", tmp_path / "out")
         names = ["hand.glb", "hand.json", "hand.npz", "hand.obj", "hand_overlay.png"]
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
@@ -156,7 +156,7 @@ class TestPredict:
         np.testing.assert_array_equal(person.faces, faces[:, [0, 2, 1]])
         assert (person.side, person.skeleton) == ("left", "hand21")
         assert person.camera.focal_px == pytest.approx(1000)  # as in the official demo
-        (again,) = kinemesh.load(converted, "cpu", assets).predict(photo, side="left")
+        (again,) = kinemesh.load(converted, "cpu", assets).predict(photo, "whole", side="left")
         np.testing.assert_allclose(again.vertices, person.vertices, atol=1e-6)
 
     def test_without_assets_it_says_what_is_needed(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     AnyPredictor = Predictor | HandJointPredictor | KeypointPredictor | PeoplePredictor
 
+NO_DETECTOR = "none"
+"""Value of ``--detector`` that searches nothing."""
+_NO_BOXES = "--min-box-score is about boxes. Add --detector or --boxes."
 PeopleTask = Literal["body", "hand", "body,hand", "pose2d"]
 Find = Callable[["LoadedImage", "tuple[Box, ...] | None"], "list[Person]"]
 """People of a photo in its boxes; None is the whole photo, or a network that finds people."""
@@ -63,7 +66,11 @@ class Finder:
         task: What they are.
         has_mesh: Whether they have a mesh.
         topologies: Of their meshes.
-        detector: What says where they are, if anything does.
+        detector: What says where they are; None where boxes are given, whole photos are taken, or
+            the network finds people.
+        is_default: Whether nobody chose the detector. Where it finds nobody, the whole photo is
+            taken: it may be a crop.
+        lacks_detector: Whether there would be one if this installation had it.
     """
 
     find: Find
@@ -72,6 +79,8 @@ class Finder:
     has_mesh: bool
     topologies: "Sequence[Topology]"
     detector: "Detector | None" = None
+    is_default: bool = False
+    lacks_detector: bool = False
 
 
 def make_finder(wishes: Wishes) -> Finder:
@@ -90,7 +99,11 @@ def make_finder(wishes: Wishes) -> Finder:
         find = _with_least_score(find, wishes.min_box_score)
         find_many = _many_with_least_score(find_many, wishes.min_box_score)
     found = Finder(find, find_many, predictor.task, predictor.has_mesh, _topologies(predictor))
-    return found if wishes.detector is None else _with_detector(found, wishes)
+    detector = _detector_of(predictor, wishes)
+    if detector is not None:
+        return _with_detector(found, detector, wishes)
+    searches = wishes.detector is None and not wishes.has_boxes
+    return replace(found, lacks_detector=searches and not _finds_people(predictor))
 
 
 def _check_wishes(wishes: Wishes) -> None:
@@ -106,8 +119,8 @@ def _check_wishes(wishes: Wishes) -> None:
         raise InputError("--boxes and --detector both say where people are. Give one of them.")
     if wishes.min_box_score is not None:
         check_score("--min-box-score", wishes.min_box_score)
-        if wishes.detector is None and not wishes.has_boxes:
-            raise InputError("--min-box-score is about boxes. Add --detector or --boxes.")
+        if wishes.detector == NO_DETECTOR:
+            raise InputError(_NO_BOXES)
     together = {"--hand-model": wishes.hand_model, "--min-wrist-score": wishes.min_wrist_score}
     given = [option for option, value in together.items() if value is not None]
     if given and wishes.task != "body,hand":
@@ -149,11 +162,39 @@ def _check_task(found: str, wishes: Wishes) -> None:
             f"--side {wishes.side} is for hands, but the model recovers a {found}. "
             "Add --task hand, or leave --side out."
         )
-    if wishes.detector is not None and found == "hand":
-        raise InputError(
-            "--detector finds people, and --task hand wants boxes of hands. Add --task body,hand "
-            "to find the hands of people, or say where hands are with --boxes."
-        )
+    if found == "hand" and wishes.detector is not None:
+        from kinemesh.inference.detectors import FINDS_NO_HANDS, is_published
+
+        if is_published(wishes.detector):
+            raise InputError(FINDS_NO_HANDS)
+
+
+def _finds_people(predictor: "AnyPredictor") -> bool:
+    return bool(getattr(predictor, "finds_people", False))
+
+
+def _detector_of(predictor: "AnyPredictor", wishes: Wishes) -> "Detector | None":
+    """What is asked where people or hands are."""
+    if wishes.has_boxes or wishes.detector == NO_DETECTOR:
+        return None
+    if wishes.detector is None:
+        return _default_detector(predictor, wishes)
+    from kinemesh.inference.detectors import for_task, load_detector
+
+    detector = load_detector(wishes.detector, wishes.device, wishes.min_box_score)
+    return for_task(detector, predictor.task)
+
+
+def _default_detector(predictor: "AnyPredictor", wishes: Wishes) -> "Detector | None":
+    """The one that came with the loaded model, as for `kinemesh.Predictor.predict`."""
+    from kinemesh.inference.default_detector import DefaultDetector
+
+    detector, limit = predictor.detector, wishes.min_box_score
+    if limit is None:
+        return detector
+    if not isinstance(detector, DefaultDetector):
+        raise InputError(_NO_BOXES)
+    return replace(detector, min_score=limit)
 
 
 def _find_with(predictor: "AnyPredictor", wishes: Wishes) -> Find:
@@ -199,7 +240,7 @@ def _mesh_finder(predictor: "Predictor | HandJointPredictor", wishes: Wishes) ->
 
     def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
         focal_px = wishes.focal.in_pixels(photo.size)
-        return predictor.predict(photo, boxes, side or "right", focal_px, *more)
+        return predictor.predict(photo, _or_whole(boxes), side, focal_px, *more)
 
     return find
 
@@ -219,7 +260,7 @@ def _find_many_with(predictor: "AnyPredictor", wishes: Wishes, find: Find) -> Fi
         photos: "Sequence[LoadedImage]", boxes: "Sequence[tuple[Box, ...] | None]"
     ) -> "list[list[Person]]":
         focal_px = wishes.focal.in_pixels(photos[0].size)  # frames of a video have one size
-        return predictor.predict_many(photos, boxes, wishes.side or "right", focal_px)
+        return predictor.predict_many(photos, boxes, wishes.side, focal_px)
 
     return find_many
 
@@ -232,7 +273,7 @@ def _people_finder(predictor: "PeoplePredictor", wishes: Wishes) -> Find:
         )
 
     def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
-        return predictor.predict(photo, boxes, wishes.focal.in_pixels(photo.size))
+        return predictor.predict(photo, _or_whole(boxes), wishes.focal.in_pixels(photo.size))
 
     return find
 
@@ -246,7 +287,7 @@ def _keypoint_finder(predictor: "KeypointPredictor", wishes: Wishes) -> Find:
         raise InputError(
             "--focal: a model of 2D keypoints has no use for a focal length. Leave it out."
         )
-    has_boxes = wishes.has_boxes or wishes.detector is not None
+    has_boxes = wishes.has_boxes or wishes.detector not in (None, NO_DETECTOR)
     options: dict[str, Any] = {
         "flip_test": wishes.flip_test,
         "min_score": wishes.min_score,
@@ -255,9 +296,17 @@ def _keypoint_finder(predictor: "KeypointPredictor", wishes: Wishes) -> Find:
     predictor.check_options(has_boxes, **options)
 
     def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
-        return predictor.predict(photo, boxes, **options)
+        places = boxes if predictor.finds_people else _or_whole(boxes)
+        return predictor.predict(photo, places, **options)
 
     return find
+
+
+def _or_whole(boxes: "tuple[Box, ...] | None") -> "tuple[Box, ...] | str":
+    """Boxes for a predictor, which must not search by itself."""
+    from kinemesh.inference.places import WHOLE
+
+    return WHOLE if boxes is None else boxes
 
 
 def _refuse_to_explain(explain: bool | tuple[str, ...]) -> None:
@@ -286,20 +335,30 @@ def _many_with_least_score(find_many: FindMany, min_score: float) -> FindMany:
     return find_sure
 
 
-def _with_detector(finder: Finder, wishes: Wishes) -> Finder:
-    """People that were found twice are left out: nobody asked for the boxes of a detector."""
-    from kinemesh.inference.detectors import MIN_BOX_SCORE, load_detector
-    from kinemesh.inference.duplicates import suppress_people
+def _with_detector(finder: Finder, detector: "Detector", wishes: Wishes) -> Finder:
+    """People that were found twice are left out: nobody asked for the boxes of a detector.
 
-    limit = MIN_BOX_SCORE if wishes.min_box_score is None else wishes.min_box_score
-    detector = load_detector(str(wishes.detector), wishes.device, limit)
+    What ``--side`` says of hands goes before what the detector says.
+    """
+    from kinemesh.inference.duplicates import suppress_people
+    from kinemesh.inference.places import without_sides
+
+    def told(boxes: "tuple[Box, ...] | None") -> "tuple[Box, ...] | None":
+        return boxes if boxes is None or wishes.side is None else tuple(without_sides(boxes))
 
     def find(photo: "LoadedImage", boxes: "tuple[Box, ...] | None") -> "list[Person]":
-        return suppress_people(finder.find(photo, boxes))
+        return suppress_people(finder.find(photo, told(boxes)))
 
     def find_many(
         photos: "Sequence[LoadedImage]", boxes: "Sequence[tuple[Box, ...] | None]"
     ) -> "list[list[Person]]":
-        return [suppress_people(people) for people in finder.find_many(photos, boxes)]
+        found = finder.find_many(photos, [told(some) for some in boxes])
+        return [suppress_people(people) for people in found]
 
-    return replace(finder, find=find, find_many=find_many, detector=detector)
+    return replace(
+        finder,
+        find=find,
+        find_many=find_many,
+        detector=detector,
+        is_default=wishes.detector is None,
+    )

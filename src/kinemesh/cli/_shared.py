@@ -65,6 +65,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 
+def counted(number: int, what: str) -> str:
+    """``"1 frame"`` or ``"2 frames"``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def write_picture(path: Path, pixels: Any) -> None:
     """Write (H, W, 3) uint8 RGB as PNG or JPEG, by the suffix; folders are made."""
     import cv2

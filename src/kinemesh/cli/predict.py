@@ -31,7 +31,7 @@ Images = Annotated[
     tyro.conf.Positional[tuple[str, ...]], shown_as("IMAGE|FOLDER|GLOB...|VIDEO|CAMERA")
 ]
 Boxes = Annotated[str | None, shown_as("'X,Y,W,H;...'|FILE.json")]
-DetectorName = Annotated[str | None, shown_as("rtdetr|dfine|FOLDER|FILE")]
+DetectorName = Annotated[str | None, shown_as("own|none|rtdetr|dfine|FOLDER|FILE")]
 Model = Annotated[str | None, shown_as("NAME|FILE")]
 _TASKS = ("body", "hand", "body,hand", "pose2d")
 _ANY_ORDER = replace(
@@ -53,15 +53,15 @@ _HELP = """Find people or hands in photos and videos; write pictures, meshes and
 
 Examples:
   kinemesh predict photo.jpg
-      one person that fills the photo; results in out/
+      everybody in the photo; results in out/
   kinemesh predict photo.jpg --boxes '40,30,200,260;300,20,180,240' --out found/
       two people, each given by x,y,width,height in pixels
-  kinemesh predict hands/ --task hand --side left --save overlay,json
-      a folder of left hands, without mesh files (images come before --save)
+  kinemesh predict hands/ --task hand --side left --detector none --save overlay,json
+      a folder of left hands that fill their photos, no mesh files (images come before --save)
   kinemesh predict photo.jpg --task body,hand --focal 60deg
       a body with its hands at its wrists; a lens of 60 degrees across the longer side
   kinemesh predict street.jpg --detector rtdetr --min-box-score 0.6
-      everybody whom a detector finds
+      everybody whom a larger detector finds, which is downloaded once
   kinemesh predict 'holiday/**/*.jpg' --boxes boxes.json
       photos in sub-folders, with boxes by file name
   kinemesh predict photo.jpg --model metro_3dpw.safetensors --assets smpl/
@@ -117,12 +117,15 @@ def predict(
         task: What to look for; without it what the model recovers, or bodies without a model too.
         model: A model from `kinemesh models` or a .safetensors file, in place of the default one.
         hand_model: The same for the hands of body,hand.
-        boxes: Where the people are; without it each image is one crop. Left, top, width, height.
-        detector: Finds the people: a published network, which is downloaded once, a folder with
-            one, or a file of a sequential network.
-        min_box_score: Boxes with a lower score are left out; with --detector 0.5 if left out.
+        boxes: Where the people or hands are: left, top, width, height. Without it they are found.
+        detector: What finds them: the shipped network (own), nothing (none: each image is one
+            crop), a published network, which is downloaded once, a folder with one, or a file. If
+            left out, own; and where it finds nobody in a photo, the photo is taken for one crop.
+        min_box_score: Boxes with a lower score are left out; of a detector 0.55 (own) or 0.5
+            (others) if left out.
         min_wrist_score: For body,hand: wrists that are less sure get no hand, 0.3 if left out.
-        side: For hands: which one is shown, right if left out; auto tries both.
+        side: For hands: which one is shown; auto tries both. If left out, what the detector says,
+            else right.
         focal: Focal length: pixels, or field of view across the longer side; auto takes it from
             EXIF, or else the diagonal of the image.
         focal_px: The same as --focal PIXELS.
@@ -205,8 +208,11 @@ def _predict_photos(
     from kinemesh.inference.images import find_images, load_image, skipped_pictures
     from kinemesh.inference.messages import (
         print_low_scores,
+        print_no_detector,
+        print_nobody,
         print_run,
         print_skipped,
+        print_unmatched,
         print_without_hands,
     )
     from kinemesh.inference.run import output_stems, run_images
@@ -217,16 +223,24 @@ def _predict_photos(
     kinds: tuple[FileKind, ...] = to.formats
     kinds += () if wishes.explain is False else ("explain",)
     check_run(paths, output_stems(paths), to.out, kinds, to.suffix, boxes)
+    if table is not None:
+        print_unmatched(table, paths)
     output = console(stderr=True)
     finder = make_finder(wishes)
     formats = _possible_formats(to.formats, finder.has_mesh, finder.task)
     fitter = _make_fitter(finder, to.parameters, wishes.assets)
     bodies = {} if fitter is None else {body.name: body for body in fitter.bodies}
     locate = finder.detector if table is None else table
+    if finder.lacks_detector:
+        print_no_detector(output)
 
     def process(path: Path, stem: str) -> list[Path]:
         photo = load_image(path)
-        people = finder.find(photo, None if locate is None else tuple(locate.detect(photo)))
+        places = None if locate is None else tuple(locate.detect(photo))
+        if finder.is_default and not places:
+            print_nobody(path, finder.task, output)
+            places = None
+        people = finder.find(photo, places)
         print_low_scores(path, people, output)
         if finder.task == "body,hand":
             print_without_hands(path, people, output)
@@ -252,9 +266,12 @@ def _predict_video(
     from kinemesh.cli._finders import make_finder
     from kinemesh.cli._video_exports import check_video_exports, write_video_exports
     from kinemesh.cli.video import predict_video
+    from kinemesh.inference.messages import print_no_detector
 
     if wishes.explain is not False:
         raise InputError("--explain is for photos. Take a frame of the video as a picture.")
+    if to.suffix != ".png":
+        raise InputError("--overlay is for photos; that of a video is an MP4 file. Leave it out.")
     no_choice = DEFAULT_FORMATS if set(DEFAULT_FORMATS) <= set(to.formats) else ()
     others = [name for name in to.formats if name not in (*_OF_VIDEOS, *no_choice)]
     if others:
@@ -264,6 +281,8 @@ def _predict_video(
         )
     check_video_exports(source, to.out, to.formats)
     finder = make_finder(wishes)
+    if finder.lacks_detector:
+        print_no_detector(console(stderr=True))
     fitter = _make_fitter(finder, to.parameters, wishes.assets)
     moving = any(name in PARAMETER_FORMATS for name in to.formats)
     mover = fitter or _make_fitter(finder, moving, wishes.assets)
@@ -277,7 +296,7 @@ def _predict_video(
         boxes=boxes,
         overlay="overlay" in to.formats,
         skeleton=to.skeleton,
-        record=_record(wishes) | {"parameters": to.parameters},
+        record=_record(wishes, finder) | {"parameters": to.parameters},
     )
     write_video_exports(source, to.out, to.formats, mover)  # of a damaged one what came before
     return code
@@ -287,11 +306,16 @@ _SUFFIXES: dict[str, Literal[".png", ".jpg"]] = {"png": ".png", "jpg": ".jpg"}
 _OF_VIDEOS: tuple[SaveFormat, ...] = ("overlay", "json", "npz", "csv", "coco", *PARAMETER_FORMATS)
 
 
-def _record(wishes: "Wishes") -> dict[str, Any]:
+def _record(wishes: "Wishes", finder: "Finder") -> dict[str, Any]:
     """What the people of a video depend on, as plain JSON values."""
+    from kinemesh.inference.detectors import OWN
+
     content = asdict(wishes)
     del content["device"]
-    return content | {"assets": None if wishes.assets is None else str(wishes.assets)}
+    return content | {
+        "assets": None if wishes.assets is None else str(wishes.assets),
+        "detector": OWN if finder.is_default else wishes.detector,
+    }
 
 
 def _make_fitter(finder: "Finder", wanted: bool, assets: Path | None) -> "PeopleFitter | None":

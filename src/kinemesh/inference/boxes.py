@@ -52,6 +52,9 @@ class BoxTable:
         common: Boxes for every image.
         by_name: Boxes by image path or file name; used in place of ``common``.
         origin: Name for messages.
+
+    Attributes:
+        origin: Name for messages.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class BoxTable:
     ) -> None:
         self._common = tuple(common)
         self._by_name = by_name
-        self._origin = origin
+        self.origin = origin
 
     @property
     def is_by_name(self) -> bool:
@@ -89,9 +92,14 @@ class BoxTable:
             if name in self._by_name:
                 return tuple(self._by_name[name])
         raise InputError(
-            f"{self._origin} has no entry for the image '{Path(path).name}'. "
+            f"{self.origin} has no entry for the image '{Path(path).name}'. "
             "Add one (an empty list means that nobody is in the image)."
         )
+
+    def unmatched(self, paths: Iterable[str | Path]) -> list[str]:
+        """Names that have an entry and are of none of some images."""
+        known = {name for path in paths for name in (str(path), Path(path).name)}
+        return [name for name in self.names if name not in known]
 
     def detect(self, photo: "LoadedImage") -> list[Box]:
         """Boxes of a photo, so that a table can stand for a detector.
@@ -101,7 +109,7 @@ class BoxTable:
         """
         if photo.path is None and self._by_name is not None:
             raise InputError(
-                f"{self._origin} names boxes by file, but the image is an array. Give its boxes."
+                f"{self.origin} names boxes by file, but the image is an array. Give its boxes."
             )
         return list(self.for_image(photo.path or ""))
 

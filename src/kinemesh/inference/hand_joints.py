@@ -7,7 +7,7 @@ asked for. Its shape and its turn do not depend on that.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -16,16 +16,21 @@ from kinemesh.data.hand_crop import PADDING, crop_hand, hand_affine, place_hand
 from kinemesh.errors import InputError, KinemeshError
 from kinemesh.geometry.cameras import PerspectiveCamera, ray_rotation
 from kinemesh.geometry.crops import box_to_square, crop_matrix, warp_crop
-from kinemesh.inference.boxes import Box, as_boxes, check_inside, whole_image
+from kinemesh.inference.boxes import Box, check_inside, whole_image
 from kinemesh.inference.crop_rule import CropRule
+from kinemesh.inference.duplicates import suppress_people
 from kinemesh.inference.focal import photo_camera
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person, PhotoCamera
 from kinemesh.inference.placement import NEAR_M
+from kinemesh.inference.places import places_to_look
 from kinemesh.inference.predictor import BATCH_SIZE, resolve_device
 from kinemesh.models.hand_pose_networks import HandPoseNetwork
 from kinemesh.models.imagenet import normalise_imagenet
 from kinemesh.skeletons import HAND21
+
+if TYPE_CHECKING:
+    from kinemesh.inference.detectors import Detector
 
 BOX_FILL = 0.9
 """Longer side of the joints' box over that of the hand's box: skin reaches beyond the joints."""
@@ -42,6 +47,9 @@ class HandJointPredictor:
             `kinemesh.models.hand_pose_networks.hand_pose_record`; ``resolution``, ``sides`` and
             ``crops`` are read, the rest is kept.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
+
+    Attributes:
+        detector: Says where hands are in a photo that comes without boxes; see `Predictor`.
 
     Raises:
         InputError: The network sees no pictures, or the device is not there.
@@ -60,6 +68,7 @@ class HandJointPredictor:
                 "kinemesh.models.registry.load_hand_pose_model, or score it with kinemesh eval."
             )
         self.device = resolve_device(device)
+        self.detector: Detector | None = None
         self.network = network.to(self.device).eval()
         self.metadata = dict(metadata)
         self.resolution = int(metadata["resolution"])
@@ -71,16 +80,16 @@ class HandJointPredictor:
         self,
         image: str | Path | np.ndarray | LoadedImage,
         boxes: str | Iterable[Box | Sequence[float] | Mapping[str, Any]] | None = None,
-        side: Literal["left", "right", "auto"] = "right",
+        side: Literal["left", "right", "auto"] | None = None,
         focal_px: float | None = None,
     ) -> list[Person]:
-        """Recover the joints of one hand for each box, or for the whole image.
+        """Recover the joints of one hand for each box, or of all that the detector finds.
 
         Args:
             image: File, (H, W, 3) uint8 RGB array, or what `load_image` returned.
-            boxes: Boxes x, y, width, height in pixels of the upright image (see `as_boxes`). None
-                takes the whole image as one crop.
-            side: Which hand is shown; a side in a box goes first. A network that knows right hands
+            boxes: Boxes x, y, width, height in pixels of the upright image (see `as_boxes`), or
+                ``"whole"``, or None; see `Predictor.predict`.
+            side: Which hand is shown; see `Predictor.predict`. A network that knows right hands
                 alone is shown left ones in a mirror; one that knows both is not told.
             focal_px: Focal length of the photo in pixels, as for `Predictor.predict`. It decides
                 how far away a hand is put.
@@ -93,8 +102,9 @@ class HandJointPredictor:
             InputError: The image, a box, the side or the focal length is not usable.
         """
         photo = as_photo(image)
-        whole = boxes is None
-        wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
+        places = places_to_look(photo, boxes, self.detector, keep_sides=side is None)
+        whole = places is None
+        wanted = [whole_image(photo.size)] if places is None else places
         for box in wanted:
             check_inside(box, photo.size)
         sides = [self._side_of(box, side) for box in wanted]
@@ -103,13 +113,14 @@ class HandJointPredictor:
         cuts = [self._crop(photo.pixels, box, 1.0 if whole else None) for box in wanted]
         joints = self._joints(cuts, mirrored)
         fill = BOX_FILL / self.crop_rule.margin if whole else BOX_FILL
-        return [
+        people = [
             self._person(points, box, own_side, camera, fill)
             for points, box, own_side in zip(joints, wanted, sides, strict=True)
         ]
+        return suppress_people(people) if boxes is None else people
 
-    def _side_of(self, box: Box, side: str) -> Literal["left", "right"]:
-        if side not in ("left", "right", "auto"):
+    def _side_of(self, box: Box, side: str | None) -> Literal["left", "right"]:
+        if side not in (None, "left", "right", "auto"):
             raise InputError(f"side must be 'left', 'right' or 'auto', found {side!r}.")
         wanted = box.side or side
         if wanted == "auto":

@@ -8,7 +8,7 @@ people.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -30,13 +30,18 @@ from kinemesh.data.keypoint_crop import (
 from kinemesh.errors import InputError
 from kinemesh.evaluation.keypoint_readout import KeypointPerson, predict_keypoints, scene_people
 from kinemesh.evaluation.oks import COCO_SIGMAS, select_people
-from kinemesh.inference.boxes import Box, as_boxes, check_inside, whole_image
+from kinemesh.inference.boxes import Box, check_inside, whole_image
+from kinemesh.inference.duplicates import suppress_people
 from kinemesh.inference.focal import photo_camera
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person, PhotoCamera
+from kinemesh.inference.places import places_to_look
 from kinemesh.inference.predictor import resolve_device
 from kinemesh.models.prtr_sequential import SequentialPrtr
 from kinemesh.skeletons import get_skeleton
+
+if TYPE_CHECKING:
+    from kinemesh.inference.detectors import Detector
 
 BATCH_SIZE = 16
 MIN_SCORE = 0.5
@@ -57,6 +62,7 @@ class KeypointPredictor:
 
     Attributes:
         finds_people: Whether the network finds people by itself, and so takes no boxes.
+        detector: Says to other networks where people are; see `Predictor`.
 
     Raises:
         InputError: The device is not there.
@@ -70,6 +76,7 @@ class KeypointPredictor:
         self, network: nn.Module, metadata: Mapping[str, Any], device: str = "auto"
     ) -> None:
         self.device = resolve_device(device)
+        self.detector: Detector | None = None
         self.network = network.to(self.device).eval()
         self.finds_people = isinstance(network, SequentialPrtr)
         self.metadata = dict(metadata)
@@ -92,7 +99,8 @@ class KeypointPredictor:
         Args:
             image: File, (H, W, 3) uint8 RGB array, or what `load_image` returned.
             boxes: Boxes x, y, width, height in pixels of the upright image (see `as_boxes`). None:
-                the whole image is one person, or the sequential network finds them.
+                the sequential network finds people, others are told by ``detector`` where they are,
+                as in `Predictor.predict`. ``"whole"`` takes the whole image as one person.
             flip_test: Average over the crop and its mirror image, as published scores do.
             min_score: People of the sequential network with a lower score are left out; None: 0.5.
             include_background: Let the background take part in the softmax over the joints, which
@@ -110,10 +118,12 @@ class KeypointPredictor:
         photo = as_photo(image)
         if self.finds_people:
             return self._find(photo, MIN_SCORE if min_score is None else min_score)
-        wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
+        places = places_to_look(photo, boxes, self.detector)
+        wanted = [whole_image(photo.size)] if places is None else places
         for box in wanted:
             check_inside(box, photo.size)
-        return self._read(photo, wanted, flip_test, include_background)
+        people = self._read(photo, wanted, flip_test, include_background)
+        return suppress_people(people) if boxes is None else people
 
     def check_options(
         self,

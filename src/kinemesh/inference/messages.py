@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kinemesh.inference.boxes import BoxTable
 from kinemesh.inference.person import LOW_SCORE, Person
 from kinemesh.inference.run import RunReport
 
@@ -18,6 +19,27 @@ def print_skipped(paths: Sequence[Path]) -> None:
         print(f"{len(paths)} {files} skipped, no readable format: {shown}", file=sys.stderr)
 
 
+def print_unmatched(boxes: BoxTable, paths: Sequence[Path]) -> None:
+    """Say how many entries of a file of boxes are of none of the photos."""
+    print_unmatched_keys(boxes, boxes.unmatched(paths), "photo")
+
+
+def print_unmatched_keys(boxes: BoxTable, keys: Sequence[str], what: str) -> None:
+    """Say how many entries of a file of boxes are of nothing that was given; with none, nothing.
+
+    Args:
+        boxes: What was read from the file.
+        keys: The entries that match nothing.
+        what: What they should match: "photo" or "frame".
+    """
+    if keys:
+        shown = ", ".join(f"'{key}'" for key in keys[:5]) + (", ..." if len(keys) > 5 else "")
+        count, total = len(keys), len(boxes.names)
+        entries = f"{count} of {total} {'entry' if total == 1 else 'entries'}"
+        verb = "matches" if count == 1 else "match"
+        print(f"{boxes.origin}: {entries} {verb} no {what}: {shown}", file=sys.stderr)
+
+
 def print_low_scores(path: Path, people: Sequence[Person], console: Console) -> None:
     """Say of which people of a photo the score is below ``LOW_SCORE``."""
     mixed = len({person.kind for person in people}) > 1
@@ -27,6 +49,22 @@ def print_low_scores(path: Path, people: Sequence[Person], console: Console) -> 
             place = f"{what if mixed else 'box'} {index}"
             where = f"{path.name}, {place}" if len(people) > 1 else path.name
             _warn(f"{where}: score {person.score:.2f}, probably no {what} here", console)
+
+
+_WHAT = {"hand": "hand", "body,hand": "person and no hand"}
+
+
+def print_nobody(path: Path, task: str, console: Console) -> None:
+    """Say that a photo is taken for a crop, since nothing was found in it."""
+    _warn(
+        f"{path.name}: no {_WHAT.get(task, 'person')} found; the whole photo is taken as one box",
+        console,
+    )
+
+
+def print_no_detector(console: Console) -> None:
+    """Say that nothing is searched, since this installation has no detector."""
+    _warn("No detector is shipped here: each whole picture is taken as one box.", console)
 
 
 def print_without_hands(path: Path, people: Sequence[Person], console: Console) -> None:

@@ -1,10 +1,10 @@
 """Bodies and their hands in one camera frame (``--task body,hand``).
 
-The body network says where wrists and elbows are, and so where to look for hands and which of them
-is the left one. The hand network looks there twice, since a crop around a found hand fits better
-than one guessed from the forearm. Then each hand is moved to the wrist of its person. Its size is
-adapted to the distance that the body stands at, so that it covers as many pixels as before: a hand
-alone tells neither its size nor its distance.
+The body network says where wrists and elbows are, and so where to look for hands that no box holds
+and which of them is the left one. The hand network looks there twice, since a crop around a found
+hand fits better than one guessed from the forearm. Then each hand is moved to the wrist of its
+person. Its size is adapted to the distance that the body stands at, so that it covers as many
+pixels as before: a hand alone tells neither its size nor its distance.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,10 +16,13 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from kinemesh.errors import InputError
-from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, check_score
+from kinemesh.inference.boxes import Box, Side, check_inside, check_score
+from kinemesh.inference.detectors import for_task
+from kinemesh.inference.duplicates import suppress_people
 from kinemesh.inference.focal import photo_camera, told_focal_px
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.person import Person, PhotoCamera
+from kinemesh.inference.places import WHOLE, places_to_look
 from kinemesh.inference.predictor import Predictor
 from kinemesh.skeletons import HAND21, Skeleton, get_skeleton
 
@@ -50,6 +53,10 @@ class PeoplePredictor:
         min_wrist_score: Wrists with less confidence get no hand, unless a box says where it is.
         min_hand_score: Hands with less confidence are left out, unless a box asks for them.
 
+    Attributes:
+        detector: Finds people and hands in a photo that comes without boxes: that of ``body``, for
+            both.
+
     Raises:
         InputError: A network is of another task, has no mesh, or has no wrists and elbows, or a
             limit is not in 0..1.
@@ -72,6 +79,7 @@ class PeoplePredictor:
         check_score("min_wrist_score", min_wrist_score)
         check_score("min_hand_score", min_hand_score)
         self.body, self.hand = body, hand
+        self.detector = None if body.detector is None else for_task(body.detector, self.task)
         self.min_wrist_score = min_wrist_score
         self.min_hand_score = min_hand_score
 
@@ -89,7 +97,8 @@ class PeoplePredictor:
             image: File, (H, W, 3) uint8 RGB array, or what `load_image` returned.
             boxes: Boxes x, y, width, height in pixels (see `as_boxes`). Those with a side hold a
                 hand: it is looked for there, and goes to the body whose wrist is in or near its
-                box. None takes the whole image as one body.
+                box. ``"whole"`` takes the whole image as one body. None asks ``detector``; where
+                there is none, or it finds nothing, the whole image is taken.
             focal_px: Focal length of the photo in pixels, if ``focal`` does not say it.
             focal: See `Predictor.predict`.
 
@@ -104,15 +113,16 @@ class PeoplePredictor:
             InputError: The image, a box or the focal length is not usable.
         """
         photo = as_photo(image)
-        wanted = None if boxes is None else as_boxes(boxes)
+        wanted = places_to_look(photo, boxes, self.detector)
         for box in wanted or ():
             check_inside(box, photo.size)
         told_px = told_focal_px(focal, focal_px, photo.size)
-        of_bodies = None if wanted is None else [box for box in wanted if box.side is None]
+        of_bodies = WHOLE if wanted is None else [box for box in wanted if box.side is None]
         bodies = self.body.predict(photo, of_bodies, focal_px=told_px)
         given = [box for box in wanted or () if box.side is not None]
         camera = bodies[0].camera if bodies else photo_camera(photo, told_px)
-        return bodies + self._hands(photo, bodies, given, camera)
+        people = bodies + self._hands(photo, bodies, given, camera)
+        return suppress_people(people) if boxes is None else people
 
     def _hands(
         self,
@@ -205,7 +215,8 @@ def move_to_wrist(hand: Person, wrist_m: np.ndarray) -> Person:
         ((points - own) * size + wrist_m).astype(np.float32)
         for points in (hand.vertices, hand.joints)
     )
-    return replace(hand, vertices=vertices, joints=joints)
+    spread = None if hand.joint_spread_m is None else hand.joint_spread_m * np.float32(size)
+    return replace(hand, vertices=vertices, joints=joints, joint_spread_m=spread)
 
 
 def assign_owners(boxes: Sequence[Box], bodies: Sequence[Person]) -> list[int | None]:

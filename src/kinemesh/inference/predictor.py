@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from kinemesh.bodies.topology import Topology
 from kinemesh.errors import InputError
 from kinemesh.geometry.cameras import PerspectiveCamera, ray_rotation
-from kinemesh.geometry.crops import (
-    Border,
-    box_to_square,
-    crop_matrix,
-    invert_affine,
-    transform_points,
-    warp_crop,
-)
-from kinemesh.inference.boxes import Box, Side, as_boxes, check_inside, whole_image
+from kinemesh.inference.boxes import Box, Side, check_inside, whole_image
 from kinemesh.inference.crop_prediction import CropPrediction, split_output
 from kinemesh.inference.crop_rule import CropRule
+from kinemesh.inference.duplicates import suppress_people
 from kinemesh.inference.explanation import (
     CANNOT_EXPLAIN,
     CropEvidence,
@@ -34,9 +27,12 @@ from kinemesh.inference.focal import photo_camera, told_focal_px
 from kinemesh.inference.images import LoadedImage, as_photo
 from kinemesh.inference.mesh_networks import adapt_network
 from kinemesh.inference.person import Person, PhotoCamera
+from kinemesh.inference.photo_crops import PhotoCrops
 from kinemesh.inference.placement import place_in_camera
+from kinemesh.inference.places import places_to_look
 
 if TYPE_CHECKING:
+    from kinemesh.inference.detectors import Detector
     from kinemesh.inference.hand_joints import HandJointPredictor
     from kinemesh.inference.keypoints import KeypointPredictor
 
@@ -46,48 +42,13 @@ EXPLAINED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, eq=False)
-class _Crops:
-    """B square crops of one photo: (B, 2) centres and (B, 2, 3) maps from photo to crop pixels."""
-
-    centers_px: Tensor
-    sides_px: Tensor
-    matrices: Tensor
-    size: int
-
-    @classmethod
-    def around(cls, boxes: Sequence[Box], margin: float, size: int) -> "_Crops":
-        corners = torch.tensor([box.xywh for box in boxes]).reshape(-1, 4)
-        centers, sides = box_to_square(corners, margin)
-        return cls(centers, sides, crop_matrix(centers, sides, size), size)
-
-    def cut(self, pixels: np.ndarray, border: Border) -> list[np.ndarray]:
-        """(S, S, 3) uint8 crops."""
-        return [warp_crop(pixels, map_, self.size, border=border) for map_ in self.matrices]
-
-    @property
-    def largest_px(self) -> float:
-        """Longest side of a crop in photo pixels; 0 without crops."""
-        return max(self.sides_px.tolist(), default=0.0)
-
-    def square(self, index: int) -> tuple[float, float, float]:
-        """Middle and side of one crop in photo pixels."""
-        x, y = self.centers_px[index].tolist()
-        return x, y, float(self.sides_px[index])
-
-    def to_photo(self, index: int, points_px: np.ndarray) -> np.ndarray:
-        """Pixels (N, 2) of one crop as photo pixels."""
-        back = invert_affine(self.matrices[index].double())
-        return np.asarray(transform_points(back, torch.from_numpy(points_px)).numpy())
-
-
-@dataclass(frozen=True, eq=False)
 class _Task:
     """What is asked of one photo: its boxes, whose sides are known, None for a body."""
 
     photo: LoadedImage
     boxes: Sequence[Box]
     sides: Sequence[str | None]
-    crops: _Crops
+    crops: PhotoCrops
     camera: PhotoCamera
 
 
@@ -105,6 +66,10 @@ class Predictor:
         metadata: Record of the weight file; ``resolution`` (S) is read, the rest is kept.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or another torch device.
         crop_rule: How crops are cut, and which lens is assumed; None takes our own rule.
+
+    Attributes:
+        detector: Says where to look in a photo that comes without boxes; None: the whole photo is
+            one crop. `load` sets the shipped detector.
 
     Raises:
         InputError: The device is not there.
@@ -124,6 +89,7 @@ class Predictor:
         self.metadata = dict(metadata)
         self.resolution = int(metadata["resolution"])
         self.crop_rule = crop_rule or CropRule()
+        self.detector: Detector | None = None
         self.has_mesh = bool(getattr(network, "has_mesh", True))
         self.tells_sides = bool(getattr(network, "tells_sides", True))
         faces = topology.faces.numpy() if self.has_mesh else np.zeros((0, 3), np.int64)
@@ -139,21 +105,23 @@ class Predictor:
         self,
         image: str | Path | np.ndarray | LoadedImage,
         boxes: str | Iterable[Box | Sequence[float] | Mapping[str, Any]] | None = None,
-        side: Literal["left", "right", "auto"] = "right",
+        side: Literal["left", "right", "auto"] | None = None,
         focal_px: float | None = None,
         explain: Explain = False,
         *,
         focal: str | float = "auto",
     ) -> list[Person]:
-        """Recover one person for each box, or for the whole image.
+        """Recover one person for each box, or everybody whom the detector finds.
 
         Args:
             image: File, (H, W, 3) uint8 RGB array, or what `load_image` returned.
             boxes: Boxes x, y, width, height in pixels of the upright image (see `as_boxes`); they
-                may reach over its border. None takes the whole image as one crop.
+                may reach over its border. ``"whole"`` takes the whole image as one crop. None asks
+                ``detector``; where there is none, or it finds nobody, the whole image is taken.
             side: Which hand is shown; "auto" runs the network on the crop and on its mirror image
                 and keeps the one that looks more like a right hand to it, which not every network
-                can say (``tells_sides``). A side in a box goes first. Bodies have no side.
+                can say (``tells_sides``). It goes before what ``detector`` says, and after the side
+                in a given box; None: a right one where neither says it. Bodies have no side.
             focal_px: Focal length of the photo in pixels, if ``focal`` does not say it.
             explain: Also say what the network looked at (``Person.explanation``): True, or the
                 names of the joints whose attention is wanted.
@@ -163,7 +131,8 @@ class Predictor:
                 camera ``crop_rule.focal_sides`` sides of the largest crop if that is longer.
 
         Returns:
-            One person a box, in the order of the boxes, all in one camera frame.
+            One person a box, in the order of the boxes, all in one camera frame; of those that the
+            detector found twice, one.
 
         Raises:
             InputError: The image, a box, the side, the focal length or a joint is not usable, or
@@ -172,20 +141,22 @@ class Predictor:
         joints = self.check_explain(explain)
         photo = as_photo(image)
         told_px = told_focal_px(focal, focal_px, photo.size)
-        return self._recover([self._place(photo, boxes, side, told_px)], joints)[0]
+        wanted = places_to_look(photo, boxes, self.detector, keep_sides=side is None)
+        people = self._recover([self._place(photo, wanted, side, told_px)], joints)[0]
+        return suppress_people(people) if boxes is None else people
 
     def predict_many(
         self,
         photos: Sequence[LoadedImage],
         boxes: Sequence[Sequence[Box] | None],
-        side: Literal["left", "right", "auto"] = "right",
+        side: Literal["left", "right", "auto"] | None = None,
         focal_px: float | None = None,
     ) -> list[list[Person]]:
         """As `predict` of each photo with its boxes; their crops share the network's batches.
 
         Args:
             photos: Photos, or frames of a video.
-            boxes: Boxes of each photo, or None for the whole of it.
+            boxes: Boxes of each photo, or None for the whole of it; nothing is detected.
             side: See `predict`.
             focal_px: Focal length of all photos in pixels; None finds it for each.
 
@@ -204,16 +175,16 @@ class Predictor:
     def _place(
         self,
         photo: LoadedImage,
-        boxes: str | Iterable[Box | Sequence[float] | Mapping[str, Any]] | None,
-        side: str,
+        boxes: Sequence[Box] | None,
+        side: str | None,
         focal_px: float | None,
     ) -> _Task:
         """Check what is asked of a photo, and where its crops lie."""
-        wanted = [whole_image(photo.size)] if boxes is None else as_boxes(boxes)
+        wanted = [whole_image(photo.size)] if boxes is None else boxes
         for box in wanted:
             check_inside(box, photo.size)
         rule = self.crop_rule
-        crops = _Crops.around(wanted, 1.0 if boxes is None else rule.margin, self.resolution)
+        crops = PhotoCrops.around(wanted, 1.0 if boxes is None else rule.margin, self.resolution)
         camera = photo_camera(photo, focal_px, rule.focal_sides, crops.largest_px)
         return _Task(photo, wanted, [self._side_of(box, side) for box in wanted], crops, camera)
 
@@ -240,6 +211,7 @@ class Predictor:
         for index, (found, box) in enumerate(zip(answers, task.boxes, strict=True)):
             joints_px = crops.to_photo(index, found[0].joints_px)
             person = self._person(found, joints_px, turns[index], box, camera)
+            person = _with_spread(person, found[0].spread, crops.photo_px(index))
             people.append(self._explained(person, found[0].evidence, joints, crops.square(index)))
         return people
 
@@ -266,12 +238,12 @@ class Predictor:
         explanation = explain_person(person, evidence, joints, self.topology, square)
         return replace(person, explanation=explanation)
 
-    def _side_of(self, box: Box, side: str) -> str | None:
-        if side not in ("left", "right", "auto"):
+    def _side_of(self, box: Box, side: str | None) -> str | None:
+        if side not in (None, "left", "right", "auto"):
             raise InputError(f"side must be 'left', 'right' or 'auto', found {side!r}.")
         if self.task != "hand":
             return None
-        wanted = box.side or side
+        wanted = box.side or side or "right"
         if wanted == "auto" and not self.tells_sides:
             raise InputError(
                 "side 'auto': this network does not say how sure it is, so it cannot tell left "
@@ -363,12 +335,24 @@ def load(
     Returns:
         A `Predictor`, a `kinemesh.inference.keypoints.KeypointPredictor` for a network of 2D
         keypoints, or a `kinemesh.inference.hand_joints.HandJointPredictor` for one of a hand's 3D
-        joints.
+        joints. Its ``detector`` is the shipped one, which is read when it is first needed.
 
     Raises:
         InputError: There is no such model, the file is not one of ours, its mesh is in neither the
             file nor ``assets``, or the device is missing.
     """
+    # brings the code of the detector along, which a network of one's own never needs
+    from kinemesh.inference.default_detector import default_detector  # noqa: PLC0415
+
+    predictor = _load(name, device, assets)
+    if not getattr(predictor, "finds_people", False):
+        predictor.detector = default_detector(predictor.task, device)
+    return predictor
+
+
+def _load(
+    name: str | Path, device: str, assets: str | Path | None
+) -> "Predictor | KeypointPredictor | HandJointPredictor":
     # the registry imports every architecture, which a caller with a network of its own never needs
     from kinemesh.models.optimised import optimise  # noqa: PLC0415
     from kinemesh.models.potter_body import PotterBody  # noqa: PLC0415
@@ -422,6 +406,17 @@ def resolve_device(device: str) -> torch.device:
             "CUDA device. Use cpu, or look with: kinemesh doctor"
         )
     return found
+
+
+def _with_spread(person: Person, spread: np.ndarray | None, photo_px: float) -> Person:
+    """The person with what a network expects to be wrong, a crop pixel being some photo pixels."""
+    if spread is None:
+        return person
+    return replace(
+        person,
+        joint_spread_m=spread[:, 0].astype(np.float32),
+        keypoint_spread_px=(spread[:, 1] * photo_px).astype(np.float32),
+    )
 
 
 def _perspective(camera: PhotoCamera) -> PerspectiveCamera:

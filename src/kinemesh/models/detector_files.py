@@ -10,10 +10,18 @@ import torch
 from kinemesh.bodies.topology import strip_prefix
 from kinemesh.errors import InputError
 from kinemesh.models.detector import CLASSES, Detector, DetectorConfig
-from kinemesh.models.registry import read_record, read_weights, save_model
+from kinemesh.models.registry import (
+    check_shipped,
+    read_record,
+    read_weights,
+    save_model,
+    weight_path,
+)
 
 ARCHITECTURE = "detector"
 TASK = "detection"
+SHIPPED_DETECTOR = "kinemesh-detector"
+"""Name of the shipped detector: of its file, of its card, and for `load_detector_network`."""
 
 
 def save_detector(path: str | Path, network: Detector, training: Mapping[str, Any]) -> None:
@@ -35,18 +43,20 @@ def save_detector(path: str | Path, network: Detector, training: Mapping[str, An
     save_model(path, network, None, record)
 
 
-def load_detector_network(path: str | Path) -> tuple[Detector, dict[str, Any]]:
+def load_detector_network(name: str | Path) -> tuple[Detector, dict[str, Any]]:
     """Build a detector with its trained weights, in eval mode, on the CPU.
+
+    Args:
+        name: `SHIPPED_DETECTOR`, or the path of a weight file.
 
     Returns:
         The network, and the record of its file.
 
     Raises:
-        InputError: There is no such file, or it holds another kind of network.
+        InputError: There is no such file, it is damaged, or it holds another kind of network.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file. Check the path of the weight file.")
+    path = weight_path(name)
+    check_shipped(path)
     tensors, record = read_weights(path)
     if record.get("architecture") != ARCHITECTURE or tuple(record.get("classes", ())) != CLASSES:
         raise InputError(

@@ -229,8 +229,7 @@ def load_model(
             has no mesh and ``assets`` is None or has another one.
     """
     path = weight_path(name)
-    if path.parent == WEIGHTS_DIR:
-        _check_shipped(path)
+    check_shipped(path)
     tensors, record = read_weights(path)
     build = ARCHITECTURES.get(record.get("architecture", ""))
     if record.get("task") == POSE2D:
@@ -243,8 +242,7 @@ def load_model(
         raise InputError(
             f"{path}: a network of a hand's joints ({record.get('architecture')}), which has no "
             "mesh. Use it with kinemesh predict, with kinemesh eval on synthetic-hand or "
-            "ego-exo4d:FOLDER, or read it with "
-            "load_hand_pose_model."
+            "ego-exo4d:FOLDER, or read it with load_hand_pose_model."
         )
     if record.get("architecture") == POTTER_MESH:
         state = {key: _single(value) for key, value in strip_prefix(tensors, "model.").items()}
@@ -336,8 +334,14 @@ def weight_path(name: str | Path) -> Path:
     )
 
 
-def _check_shipped(path: Path) -> None:
-    """Compare a shipped weight file with its card: a flipped bit would silently mislead."""
+def check_shipped(path: Path) -> None:
+    """Compare a shipped weight file with its card: a flipped bit would silently mislead.
+
+    Raises:
+        InputError: A file of this installation is damaged; those of the user have no card to fit.
+    """
+    if path.parent != WEIGHTS_DIR:
+        return
     card = path.with_suffix(".json")
     if not card.is_file():
         problem = f"its card {card.name} is missing"
