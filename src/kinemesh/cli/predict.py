@@ -121,7 +121,7 @@ def predict(
         detector: What finds them: the shipped network (own), nothing (none: each image is one
             crop), a published network, which is downloaded once, a folder with one, or a file. If
             left out, own; and where it finds nobody in a photo, the photo is taken for one crop.
-        min_box_score: Boxes with a lower score are left out; of a detector 0.55 (own) or 0.5
+        min_box_score: Boxes with a lower score are left out; of a detector 0.6 (own) or 0.5
             (others) if left out.
         min_wrist_score: For body,hand: wrists that are less sure get no hand, 0.3 if left out.
         side: For hands: which one is shown; auto tries both. If left out, what the detector says,

@@ -78,7 +78,7 @@ def load_detector(
             (``"rtdetr@REVISION"`` takes one revision of it); a folder with such a network; or the
             .safetensors file of a detector of this library, or of a sequential network of PRTR.
         device: "auto", "cpu" or "cuda".
-        min_score: Boxes with a lower score are left out; None: 0.55 with a detector of this
+        min_score: Boxes with a lower score are left out; None: 0.6 with a detector of this
             library, 0.5 with others.
         download: Whether a published network may be fetched if it is not on this machine.
 

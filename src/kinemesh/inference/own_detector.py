@@ -19,7 +19,7 @@ from kinemesh.models.detector_decoding import DecodingOptions, Detections, decod
 from kinemesh.models.detector_files import load_detector_network
 from kinemesh.models.optimised import optimise
 
-MIN_SCORE = 0.55
+MIN_SCORE = 0.6
 """Boxes that the network is less sure of are left out where nothing else is said."""
 
 Kind = Literal["person", "hand", "both"]
