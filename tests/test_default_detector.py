@@ -203,7 +203,9 @@ class TestPhotos:
 
     def test_a_chosen_detector_is_taken_at_its_word(self, sees, predict):
         sees.update(people=())
-        assert predict("--detector", "own")[0] == []
+        people, said = predict("--detector", "own")
+        assert people == []
+        assert said.strip() == "p.png: no person found"
 
     def test_none_searches_nothing(self, sees, predict, networks):
         people, said = predict("--detector", "none")

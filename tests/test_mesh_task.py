@@ -10,7 +10,7 @@ from kinemesh.errors import InputError
 from kinemesh.evaluation import mean_shape
 from kinemesh.geometry.procrustes import procrustes_align
 from kinemesh.models.guided_graphormer import GuidedOutput
-from kinemesh.models.registry import load_model
+from kinemesh.models.registry import load_model, weight_path
 from kinemesh.training import train
 from kinemesh.training.mesh_task import FirstSamples, MeshRecipe, MeshTask
 from kinemesh.training.recipes import RECIPES, debug_hand
@@ -190,6 +190,16 @@ def test_weights_of_another_network_are_refused(stored_weights, tmp_path):
         recipe.build_task().build_model()
     recipe.init = tmp_path / "nowhere.safetensors"
     with pytest.raises(InputError, match="--init: there is no file"):
+        recipe.completed(1)
+    recipe.init = weight_path("kinemesh-detector")
+    with pytest.raises(InputError, match="--init: expected a weight file of a hand"):
+        recipe.build_task().build_model()
+
+
+def test_a_share_of_no_photos_is_refused():
+    recipe = tiny_hand()
+    recipe.photo_share = 0.3
+    with pytest.raises(InputError, match=r"--photo-share 0\.3 .* Add --photos"):
         recipe.completed(1)
 
 

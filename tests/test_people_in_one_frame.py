@@ -288,7 +288,7 @@ class TestCommand:
     ) -> None:
         words = ("--task", "body,hand", "--min-wrist-score", "1", "--save", "json")
         assert self.run(photo, *words) == 0
-        assert "p.png: no wrist is sure enough" in capsys.readouterr().err
+        assert "p.png: no hand found: no wrist is sure enough" in capsys.readouterr().err
 
     def test_who_is_detected_twice_comes_once(
         self, photo: Path, monkeypatch: pytest.MonkeyPatch

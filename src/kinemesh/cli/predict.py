@@ -237,9 +237,9 @@ def _predict_photos(
     def process(path: Path, stem: str) -> list[Path]:
         photo = load_image(path)
         places = None if locate is None else tuple(locate.detect(photo))
-        if finder.is_default and not places:
-            print_nobody(path, finder.task, output)
-            places = None
+        if finder.detector is not None and not places:
+            print_nobody(path, finder.task, output, takes_whole=finder.is_default)
+            places = None if finder.is_default else places
         people = finder.find(photo, places)
         print_low_scores(path, people, output)
         if finder.task == "body,hand":

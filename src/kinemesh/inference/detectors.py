@@ -104,7 +104,7 @@ def load_detector(
         raise InputError(
             f"detector: expected {OWN}, {' or '.join(PUBLISHED)}, a folder with a detector of the "
             "package transformers, or a weight file of a detector or of a sequential network of "
-            f"PRTR, found '{name}'."
+            f"PRTR, found '{name}'. To search nothing: --detector none, in Python boxes='whole'."
         )
     if is_detector_file(path):
         return OwnDetector.load(path, device, own_limit)

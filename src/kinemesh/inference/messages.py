@@ -54,12 +54,10 @@ def print_low_scores(path: Path, people: Sequence[Person], console: Console) -> 
 _WHAT = {"hand": "hand", "body,hand": "person and no hand"}
 
 
-def print_nobody(path: Path, task: str, console: Console) -> None:
-    """Say that a photo is taken for a crop, since nothing was found in it."""
-    _warn(
-        f"{path.name}: no {_WHAT.get(task, 'person')} found; the whole photo is taken as one box",
-        console,
-    )
+def print_nobody(path: Path, task: str, console: Console, *, takes_whole: bool) -> None:
+    """Say that nothing was found in a photo, and whether it is taken for a crop."""
+    what = f"{path.name}: no {_WHAT.get(task, 'person')} found"
+    _warn(f"{what}; the whole photo is taken as one box" if takes_whole else what, console)
 
 
 def print_no_detector(console: Console) -> None:
@@ -70,7 +68,8 @@ def print_no_detector(console: Console) -> None:
 def print_without_hands(path: Path, people: Sequence[Person], console: Console) -> None:
     """Say that none of the bodies of a photo has a hand."""
     if people and all(person.kind == "body" for person in people):
-        _warn(f"{path.name}: no wrist is sure enough to find a hand there", console)
+        reason = "no wrist is sure enough, or its hand is outside of the photo or not clear"
+        _warn(f"{path.name}: no hand found: {reason}", console)
 
 
 def _warn(text: str, console: Console) -> None:

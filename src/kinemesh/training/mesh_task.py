@@ -119,6 +119,11 @@ class MeshRecipe(Recipe):
             )
         for spec in self.photos:
             check_spec(spec, self.kind)
+        if not self.photos and self.photo_share != MeshRecipe.photo_share:
+            raise InputError(
+                f"--photo-share {self.photo_share:g} says how many samples are photos, but none "
+                "are named. Add --photos."
+            )
         if self.photos:
             photos_in_batch(self.photo_share, self.batch_size)
         return self
@@ -171,7 +176,14 @@ class MeshTask:
 
     def _start_from(self, network: GuidedGraphormer, path: Path) -> None:
         """Fill the network; a spread head that the file lacks begins anew."""
-        given, wanted = load_model(path)[0].state_dict(), network.state_dict()
+        try:
+            given = load_model(path)[0].state_dict()
+        except InputError as error:
+            raise InputError(
+                f"--init: expected a weight file of a {self.recipe.kind} as `kinemesh train "
+                f"synthetic-{self.recipe.kind}` writes it, found '{path}', which is none: {error}"
+            ) from error
+        wanted = network.state_dict()
         new = {name for name in wanted if name.startswith("spread_head.")} - set(given)
         found, expected = (
             {key: value.shape for key, value in state.items() if key not in new}
