@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kinemesh.bodies import Rig
 from kinemesh.bodies.topology import Kind
-from kinemesh.data.synthetic.dataset import Split
+from kinemesh.data.synthetic.dataset import Split, check_stream
 from kinemesh.data.synthetic.scene import Scene, Stage, load_stage
 from kinemesh.errors import InputError
 from kinemesh.files import atomic_path
@@ -84,11 +84,7 @@ class CutOutBank:
     """
 
     def __init__(self, folder: str | Path, seed: int, split: Split = "train") -> None:
-        if split not in get_args(Split) or seed < 0:
-            raise InputError(
-                f"split, seed: expected one of {', '.join(get_args(Split))} and a seed of at least "
-                f"0, found {split!r} and {seed}."
-            )
+        check_stream(split, seed)
         self.folder = Path(folder)
         self.seed = seed
         self.split: Split = split

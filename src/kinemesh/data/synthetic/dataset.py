@@ -107,17 +107,46 @@ def _label(scene: Scene, image: Array) -> Sample:
     root = scene.root
     pixels = scene.joints[:, :2] / scene.joints[:, 2:] * scene.view.focal_px + size / 2
     inside = ((pixels >= 0) & (pixels <= size)).all(axis=1, keepdims=True)
-    confident = np.ones((len(scene.joints), 1))
+    return make_sample(
+        image,
+        np.concatenate([pixels, inside], axis=1),
+        scene.joints - root,
+        scene.labels - root,
+        root,
+        scene.view.focal_px,
+    )
+
+
+def make_sample(
+    image: Array,
+    joints_2d: Array,
+    joints: Array,
+    vertices: Array,
+    root: Array | None = None,
+    focal_px: float = 0.0,
+) -> Sample:
+    """The record of a picture of which all joints and vertices are known.
+
+    Args:
+        image: (S, S, 3) sRGB in [0, 1].
+        joints_2d: (J, 3) crop pixels and 1 inside the picture, else 0.
+        joints: (J, 3) root frame, metres.
+        vertices: (V, 3) root frame, metres.
+        root: (3,) root joint in the camera frame, metres; None where it is not known.
+        focal_px: Focal length in crop pixels; 0 where it is not known.
+    """
+    size = len(image)
+    certain = np.ones((len(joints), 1))
     return Sample(
         image=_tensor(image.transpose(2, 0, 1)),
-        joints_2d=_tensor(np.concatenate([pixels, inside], axis=1)),
-        joints_3d=_tensor(np.concatenate([scene.joints - root, confident], axis=1)),
-        vertices=_tensor(scene.labels - root),
+        joints_2d=_tensor(joints_2d),
+        joints_3d=_tensor(np.concatenate([joints, certain], axis=1)),
+        vertices=_tensor(vertices),
         pose=torch.zeros(0),
         betas=torch.zeros(0),
         keep_mask=torch.zeros(0, 1),
-        focal_px=torch.tensor(scene.view.focal_px, dtype=torch.float32),
-        root_m=_tensor(root),
+        focal_px=torch.tensor(focal_px, dtype=torch.float32),
+        root_m=torch.zeros(3) if root is None else _tensor(root),
         # the picture is the crop: there is no larger one that it was cut from
         center_px=torch.full((2,), size / 2),
         side_px=torch.tensor(float(size)),
@@ -129,6 +158,19 @@ def _label(scene: Scene, image: Array) -> Sample:
 
 def _tensor(values: Array) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
+
+
+def check_stream(split: str, seed: int) -> None:
+    """Refuse a split or a seed that no stream of samples has.
+
+    Raises:
+        InputError: The split is unknown or the seed is negative.
+    """
+    if split not in get_args(Split) or seed < 0:
+        raise InputError(
+            f"split, seed: expected one of {', '.join(get_args(Split))} and a seed of at least "
+            f"0, found {split!r} and {seed}."
+        )
 
 
 def _check(kind: str, seed: int, resolution: int, length: int, split: str) -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from kinemesh.data.records import Sample
+from kinemesh.data.synthetic.dataset import make_sample
 from kinemesh.data.synthetic.layers import SIDE, Layer, LayerBank
 from kinemesh.data.synthetic.scene import Array, compose
 from kinemesh.errors import InputError
@@ -218,22 +218,11 @@ def _label(
     low, high = (np.zeros(2), np.full(2, size)) if border is None else (border[:2], border[2:] + 1)
     inside = ((pixels >= low) & (pixels <= high)).all(axis=1, keepdims=True)
     rotation = _axes(matrix, layer.focal_px, size)
-    certain = np.ones((len(placed), 1))
-    return Sample(
-        image=_tensor(image.transpose(2, 0, 1)),
-        joints_2d=_tensor(np.concatenate([pixels, inside], axis=1)),
-        joints_3d=_tensor(np.concatenate([layer.joints @ rotation.T, certain], axis=1)),
-        vertices=_tensor(layer.vertices @ rotation.T),
-        pose=torch.zeros(0),
-        betas=torch.zeros(0),
-        keep_mask=torch.zeros(0, 1),
-        focal_px=torch.tensor(0.0),
-        root_m=torch.zeros(3),
-        center_px=torch.full((2,), size / 2),
-        side_px=torch.tensor(float(size)),
-        has_2d=torch.tensor(1.0),
-        has_3d=torch.tensor(1.0),
-        has_mesh=torch.tensor(1.0),
+    return make_sample(
+        image,
+        np.concatenate([pixels, inside], axis=1),
+        layer.joints @ rotation.T,
+        layer.vertices @ rotation.T,
     )
 
 
@@ -249,7 +238,3 @@ def _axes(matrix: NDArray[np.float64], focal_px: float, size: int) -> Array:
     turn = np.eye(3)
     turn[:2, :2] = linear / np.sqrt(np.linalg.det(linear))
     return np.asarray(turn @ looking, dtype=np.float32)
-
-
-def _tensor(values: NDArray[np.floating]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
