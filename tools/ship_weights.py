@@ -52,11 +52,11 @@ DATA = {
     "before procedural backgrounds; no photos.",
 }
 LIMITS = {
-    "hand": "One hand a crop. Objects in the hand, fists, single fingers, thumbs and depth are weak "
-    "points; pictures of what fails are in docs/real-photos.md.",
+    "hand": "One hand a crop. Objects in the hand, fists, single fingers, thumbs and depth are "
+    "weak points; pictures of what fails are in docs/real-photos.md.",
     "body": "One person a crop. Fingers and faces do not move; loose clothes, unusual poses, "
-    "several people in a crop, people at tables and depth are weak points; pictures of what fails are "
-    "in docs/real-photos.md.",
+    "several people in a crop, people at tables and depth are weak points; pictures of what fails "
+    "are in docs/real-photos.md.",
     DETECTOR: "People of less than 12 and hands of less than 9 pixels of the square that the "
     "network sees are not looked for. Loose clothes, crowds, and things that no drawn background "
     "resembles are weak points; left and right hands are confused more easily than found.",
