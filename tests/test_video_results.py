@@ -99,6 +99,21 @@ def test_a_finished_run_that_is_asked_for_again_keeps_its_files(video, out, caps
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"every": 2}, "every = 1, now it is 2"),
+        ({"smooth": 0.9}, r"smooth = 0\.5, now it is 0\.9"),
+        ({"overlay": False}, "overlay = True, now it is False"),
+    ],
+)
+def test_a_finished_run_does_not_go_on_with_other_options(video, out, options, told):
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(InputError, match=f"--resume: the finished run .*{told}"):
+        predict(video, out, resume=True, **options)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
 def test_results_of_another_video_are_not_replaced(out, tmp_path):
     other = write_video(tmp_path / "walk.mkv", spot_frames(2))
     for refused in (

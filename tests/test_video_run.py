@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from kinemesh.cli._video_exports import write_video_exports
 from kinemesh.cli.video import VideoOptions, is_video, predict_video
@@ -119,7 +121,7 @@ def broken(video, out):
         predict_video(str(video), VideoOptions(), find=one_by_one(fail), out=out)
 
 
-def test_another_video_of_the_same_name_does_not_go_on(video, tmp_path, capsys):
+def test_another_video_of_the_same_name_does_not_go_on(video, tmp_path):
     out, boxes = tmp_path / "out", tmp_path / "boxes.json"
     other = write_video(tmp_path / video.name, spot_frames(FRAMES - 2))
     broken(video, out)
@@ -128,9 +130,8 @@ def test_another_video_of_the_same_name_does_not_go_on(video, tmp_path, capsys):
     boxes.write_text("[[10, 10, 40, 60]]")
     assert predict(video, tmp_path / "new", boxes=str(boxes)) == 0
     boxes.write_text("[[12, 10, 40, 60]]")
-    capsys.readouterr()
-    assert predict(video, tmp_path / "new", boxes=str(boxes), resume=True) == 0
-    assert "Nothing left to do" not in capsys.readouterr().out  # found anew
+    with pytest.raises(InputError, match="contents of the boxes"):
+        predict(video, tmp_path / "new", boxes=str(boxes), resume=True)
 
 
 def test_boxes_of_no_frame_are_refused(video, tmp_path):
@@ -338,6 +339,24 @@ def test_damage_ends_the_run_early_and_keeps_the_rest(tmp_path, monkeypatch, cap
     assert predict(path, tmp_path / "out") == 1
     assert "after frame 5" in capsys.readouterr().err
     assert len(FramesFile.find(tmp_path / "out")) == 5
+
+
+@pytest.mark.parametrize("kept", [0, 60])  # bytes: without a header, and with one
+def test_a_damaged_picture_of_a_folder_keeps_the_frames_before(tmp_path, capsys, kept):
+    folder = tmp_path / "shots"
+    folder.mkdir()
+    for index, pixels in enumerate(spot_frames(5)):
+        Image.fromarray(pixels).save(folder / f"{index}.png")
+    damaged = folder / "3.png"
+    damaged.write_bytes(damaged.read_bytes()[:kept])
+    assert predict(folder, tmp_path / "out", frames=True) == 1
+    assert re.search(r"frame 3: .*3\.png", capsys.readouterr().err)
+    assert len(FramesFile.find(tmp_path / "out")) == 3
+    first = folder / "0.png"
+    first.write_bytes(first.read_bytes()[:kept])
+    with pytest.raises(InputError, match=r"0\.png"):
+        predict(folder, tmp_path / "none", frames=True)
+    assert not (tmp_path / "none").exists()
 
 
 def test_sound_that_mp4_cannot_hold_is_converted(tmp_path):

@@ -156,6 +156,14 @@ def test_no_video(tmp_path, content):
         FileSource(tmp_path / "a.mp4")
 
 
+def test_a_cut_mp4_with_its_index_at_the_end(tmp_path):
+    path = write_video(tmp_path / "a.mp4", spot_frames(4))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"a\.mp4.*cut off.*index at the end.*Copy") as told:
+        FileSource(path)
+    assert "Errno" not in str(told.value)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(InputError, match="no video file"):
         open_source(tmp_path / "none.mp4")

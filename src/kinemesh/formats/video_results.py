@@ -100,10 +100,10 @@ class VideoResults:
         same_options = before is not None and (before.find, before.refine) == (find, refine)
         self.is_complete = resume and before is not None and before.finished and same_options
         if before is not None and not self.is_complete:
-            if before.finished:
+            if resume:
+                self._check_same(before, self._record)
+            elif before.finished:
                 before = None
-            elif resume:
-                self._check_same(before.find, find)
             else:
                 self._refuse_unfinished()
         same = before is not None and before.refine == refine
@@ -205,12 +205,20 @@ class VideoResults:
             f"or begin anew after: rm -r '{self._place}'"
         )
 
-    def _check_same(self, before: Options, now: Options) -> None:
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
+    def _check_same(self, before: RunRecord, now: RunRecord) -> None:
+        """Refuse to go on with other options than those of the frames that are there.
+
+        A finished run has let go of what the network found, so that it cannot be refined anew.
+        """
+        old, new = dict(before.find), dict(now.find)
+        if before.finished:
+            old, new = {**old, **before.refine}, {**new, **now.refine}
+        run = "the finished run" if before.finished else "the run"
+        for name in sorted({*old, *new}):
+            if old.get(name) != new.get(name):
                 raise InputError(
-                    f"--resume: the run in '{self._place}' had {name} = {before.get(name)!r}, now "
-                    f"it is {now.get(name)!r}. Give the same, or begin anew without --resume in "
+                    f"--resume: {run} in '{self._place}' had {name} = {old.get(name)!r}, now "
+                    f"it is {new.get(name)!r}. Give the same, or begin anew without --resume in "
                     "another folder."
                 )
 

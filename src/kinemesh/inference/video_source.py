@@ -31,6 +31,9 @@ _ROUNDING_S = 0.002  # of the lengths and times in a file
 _TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
+_MP4_MARK = b"ftyp"  # bytes 4 to 8 of MP4, MOV and 3GP
+
+
 class DamagedVideoError(InputError):
     """A video cannot be read on from some frame; those before it came."""
 
@@ -247,6 +250,8 @@ class FileSource:
             raise InputError(f"There is no video file '{self.path}'.")
         try:
             container = av.open(str(self.path))
+        except av.error.InvalidDataError as error:
+            raise InputError(_unreadable(self.path)) from error
         except (av.error.FFmpegError, OSError) as error:
             raise InputError(f"Expected a video in '{self.path}': {error}.") from error
         if not container.streams.video:
@@ -286,8 +291,8 @@ class FolderSource:
         frame_rate: Frames a second.
 
     Raises:
-        InputError: The folder holds no pictures, they differ in size, or ``frame_rate`` is not
-            above 0.
+        InputError: The folder holds no pictures, the first is damaged, they differ in size, or
+            ``frame_rate`` is not above 0.
     """
 
     is_live = False
@@ -300,9 +305,12 @@ class FolderSource:
         self.frame_rate: float | None = frame_rate
         self.frame_count: int | None = len(self.paths)
         self.is_counted = True
-        self.image_size = _size_in_header(self.paths[0])
+        first = _size_in_header(self.paths[0])
+        self.image_size = load_image(self.paths[0]).size if first is None else first
         for path in self.paths[1:]:
-            if (found := _size_in_header(path)) != self.image_size:
+            found = _size_in_header(path)
+            # a damaged one is told when its turn comes
+            if found is not None and found != self.image_size:
                 raise InputError(
                     f"The frames of a video have one size: '{self.paths[0].name}' has "
                     f"{self.image_size[0]}x{self.image_size[1]} pixels, '{path.name}' has "
@@ -311,11 +319,27 @@ class FolderSource:
                 )
 
     def frames(self, every: int = 1, first: int = 0) -> Iterator[SourceFrame]:
-        """See `VideoSource`."""
+        """See `VideoSource`.
+
+        Raises:
+            InputError: The first picture is damaged.
+            DamagedVideoError: A later one is.
+        """
         assert self.frame_rate is not None  # a folder always has one
         for index in range(0, len(self.paths), every):
-            photo = load_image(self.paths[index]) if index >= first else None
+            photo = self._load(index) if index >= first else None
             yield SourceFrame(index, index / self.frame_rate, photo)
+
+    def _load(self, index: int) -> LoadedImage:
+        try:
+            return load_image(self.paths[index])
+        except InputError as error:
+            if index == 0:
+                raise
+            raise DamagedVideoError(
+                f"'{self.name}' cannot be read on at frame {index}: {error} What was found before "
+                "it is kept."
+            ) from error
 
 
 class CameraSource:
@@ -381,13 +405,27 @@ def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in parts], path.name
 
 
-def _size_in_header(path: Path) -> tuple[int, int]:
-    """Size of the upright picture without decoding it."""
+def _unreadable(path: Path) -> str:
+    with path.open("rb") as file:
+        is_mp4 = file.read(8)[4:] == _MP4_MARK
+    if is_mp4:
+        return (
+            f"Expected a video in '{path}', found an MP4 without a readable index: the file is cut "
+            "off or damaged. MP4 and MOV keep their index at the end as a rule, so that nothing of "
+            "the rest can be read. Copy the file again, or repair it with a tool for MP4 files."
+        )
+    return (
+        f"Expected a video in '{path}', found a file that is cut off, damaged or no video. "
+        f"Copy it again, or look at it with: file '{path}'"
+    )
+
+
+def _size_in_header(path: Path) -> tuple[int, int] | None:
+    """Size of the upright picture without decoding it, None if it has no readable header."""
     try:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation) in _TURNED
-    except Exception:  # whatever is wrong with the file, its proper message comes from here
-        width, height = load_image(path).size
-        turned = False
+    except Exception:  # whatever is wrong with the file, `load_image` has its proper message
+        return None
     return (height, width) if turned else (width, height)
