@@ -1,6 +1,7 @@
 """What the viewer finds in a folder, and where it puts it; no browser, no server."""
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from kinemesh.inference.images import load_image
 from kinemesh.inference.person import Person, PhotoCamera
 from kinemesh.viewer.backdrops import LONGEST_SIDE_PX, reduced
 from kinemesh.viewer.folder import open_folder
-from kinemesh.viewer.photos import find_photo_results
+from kinemesh.viewer.photos import _overlay, find_photo_results
 from kinemesh.viewer.player import Player
 from kinemesh.viewer.scenes import Figure, figures_of
 from kinemesh.viewer.skeleton_lines import skeleton_lines
@@ -287,3 +288,56 @@ class TestNothingToSee:
         write_people_json(tmp_path / "a.json", hands, SIZE, "a.jpg")
         with pytest.raises(InputError, match="--photos"):
             open_folder(tmp_path, tmp_path / "gone")
+
+
+def age(path: Path, seconds: float) -> None:
+    """Make a file older."""
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
+
+
+def test_results_of_an_earlier_run_are_not_shown(
+    tmp_path: Path, bodies: list[Person], hands: list[Person]
+) -> None:
+    photo = load_image(write_photo(tmp_path / "photos" / "p.png", noise(1)))
+    out = tmp_path / "out"
+    kinemesh.save([*bodies, *hands], photo, out, formats=("json", "npz", "overlay"))
+    (results,) = find_photo_results(out)
+    assert [path.name for path in results.files] == ["p.json"]
+    for path in out.iterdir():
+        age(path, 60)
+    kinemesh.save(bodies, photo, out, formats=("npz",))
+    (results,) = find_photo_results(out)
+    assert [path.name for path in results.files] == ["p.npz"]  # neither old hands nor the old table
+    scene = open_folder(out)[0].scene(0)
+    assert len(scene.figures) == len(bodies)
+
+
+def test_the_newest_overlay_is_taken(tmp_path: Path, bodies: list[Person]) -> None:
+    photo = load_image(write_photo(tmp_path / "photos" / "p.png", noise(1)))
+    out = tmp_path / "out"
+    kinemesh.save(bodies, photo, out, formats=("json", "overlay"))
+    (results,) = find_photo_results(out)
+    png = out / "p_overlay.png"
+    assert _overlay(results) == png
+    age(png, 60)
+    assert _overlay(results) is None  # of people who are gone
+    jpg = out / "p_overlay.jpg"
+    jpg.write_bytes(png.read_bytes())
+    assert _overlay(results) == jpg
+
+
+@pytest.mark.parametrize("name", ["bad.npz", "bad.json"])
+def test_damaged_files_are_named(
+    tmp_path: Path, bodies: list[Person], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = load_image(write_photo(tmp_path / "photos" / "p.png", noise(1)))
+    out = tmp_path / "out"
+    kinemesh.save(bodies, photo, out, formats=("npz",))
+    whole = (out / "p.npz").read_bytes()
+    (out / name).write_bytes(whole[: len(whole) // 2] if name.endswith("npz") else b"{bad")
+    assert len(open_folder(out)[0]) == 1
+    assert f"{name}' cannot be read" in capsys.readouterr().err
+    (out / "p.npz").unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        open_folder(out)

@@ -7,7 +7,7 @@ from pathlib import Path
 from kinemesh.errors import InputError
 from kinemesh.formats.frames import ENDING
 from kinemesh.inference.images import image_suffixes
-from kinemesh.viewer.photos import PhotoAlbum, find_photo_results
+from kinemesh.viewer.photos import PhotoAlbum, find_photo_results, unreadable_results
 from kinemesh.viewer.scenes import Album
 from kinemesh.viewer.videos import VideoAlbum
 
@@ -26,13 +26,13 @@ def open_folder(
 ) -> list[Album]:
     """Find the results in a folder: one album for all photos, and one for each video.
 
-    A video whose file cannot be read is told and left out.
+    What cannot be read is told and left out.
 
     Args:
         folder: Where ``kinemesh predict`` wrote its results.
         photos: Folder of the photos and videos themselves, which results name without theirs.
             They are also looked for among the results, in the folder above and in the present one.
-        tell: Takes a line about each video that is left out.
+        tell: Takes a line about each file that is left out.
 
     Raises:
         InputError: There is no such folder, or nothing in it can be shown; then nothing is told.
@@ -49,6 +49,7 @@ def open_folder(
             problems.append(str(error))
         else:
             albums += [album] if len(album) else []
+    problems += unreadable_results(folder)
     results = find_photo_results(folder)
     if results:
         albums.insert(0, PhotoAlbum(results, places))

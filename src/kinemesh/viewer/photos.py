@@ -18,6 +18,8 @@ from kinemesh.viewer.scenes import Scene, camera_of, figures_of
 _HEAD_BYTES = 65536
 _OURS = re.compile(rb'"format"\s*:\s*"' + re.escape(FORMAT).encode() + rb'"')
 _HANDS = "_hands"
+_SAME_RUN_S = 5.0
+"""Files of one photo that were written further apart are of different runs."""
 _ONLY_OVERLAY = (
     "The photo was not found, so the overlay stands behind the people; it has them drawn on it "
     "already. Name the folder of your photos with --photos."
@@ -78,18 +80,40 @@ class PhotoAlbum:
 def find_photo_results(folder: Path) -> list[PhotoResults]:
     """Photos of whom a folder has a .json or .npz file, by name.
 
-    The .json file is taken where both are there, since it holds bodies and hands together.
+    The .json file is taken where both are there, since it holds bodies and hands together; but
+    where an .npz file is of a later run, that, with the hands of the same run alone.
     """
     tables = {path.stem: path for path in _sorted(folder.glob("*.json")) if _is_people_json(path)}
     arrays = {path.stem: path for path in _sorted(folder.glob("*.npz")) if _is_people_npz(path)}
-    found = [PhotoResults(stem, (path,)) for stem, path in tables.items()]
-    for stem, path in arrays.items():
+    found = []
+    for stem in sorted({*tables, *arrays}):
         body = stem.removesuffix(_HANDS)
-        if stem in tables or (stem != body and (body in tables or body in arrays)):
+        if stem != body and (body in tables or body in arrays):
             continue
-        hands = arrays.get(stem + _HANDS)
-        found.append(PhotoResults(stem, (path,) if hands is None else (path, hands)))
-    return sorted(found, key=lambda results: results.stem)
+        pair = [arrays[name] for name in (stem, stem + _HANDS) if name in arrays]
+        table = tables.get(stem)
+        if table is not None and not any(_is_later(path, table) for path in pair):
+            found.append(PhotoResults(stem, (table,)))
+        else:
+            latest = [path for path in pair if not any(_is_later(one, path) for one in pair)]
+            found.append(PhotoResults(stem, tuple(latest)))
+    return found
+
+
+def unreadable_results(folder: Path) -> list[str]:
+    """A line about each .json or .npz file of a folder that is cut off or damaged."""
+    damaged = [path for path in _sorted(folder.glob("*.npz")) if not zipfile.is_zipfile(path)]
+    for path in _sorted(folder.glob("*.json")):
+        try:
+            json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            # one of ours is named when it is opened
+            damaged += [] if _is_people_json(path) else [path]
+    return [f"'{path}' cannot be read. Predict its photo again." for path in damaged]
+
+
+def _is_later(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime > other.stat().st_mtime + _SAME_RUN_S
 
 
 def _read_people(path: Path) -> list[Person]:
@@ -108,9 +132,11 @@ def _read_record(results: PhotoResults) -> PhotoRecord:
 
 
 def _overlay(results: PhotoResults) -> Path | None:
-    folder = results.files[0].parent
-    paths = (folder / f"{results.stem}_overlay{suffix}" for suffix in (".png", ".jpg"))
-    return next((path for path in paths if path.is_file()), None)
+    """The newest overlay, unless it is older than the people."""
+    file = results.files[0]
+    paths = (file.parent / f"{results.stem}_overlay{suffix}" for suffix in (".png", ".jpg"))
+    there = [path for path in paths if path.is_file() and not _is_later(file, path)]
+    return max(there, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _sorted(paths: Iterable[Path]) -> list[Path]:
