@@ -2,6 +2,7 @@
 
 import math
 import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -341,3 +342,19 @@ def test_damaged_files_are_named(
     (out / "p.npz").unlink()
     with pytest.raises(InputError, match="cannot be read"):
         open_folder(out)
+
+
+def test_a_damaged_member_is_named(
+    tmp_path: Path, bodies: list[Person], capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = load_image(write_photo(tmp_path / "photos" / "p.png", noise(1)))
+    out = tmp_path / "out"
+    kinemesh.save(bodies, photo, out, formats=("npz",))
+    content = bytearray((out / "p.npz").read_bytes())
+    with zipfile.ZipFile(out / "p.npz") as archive:
+        member = archive.getinfo("format.npy")
+    start = member.header_offset + 30 + len("format.npy")
+    content[start : start + member.compress_size] = b"\xff" * member.compress_size
+    (out / "bad.npz").write_bytes(content)
+    assert len(open_folder(out)[0]) == 1
+    assert "bad.npz' cannot be read" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def read_people_npz(path: str | Path) -> list[Person]:
             arrays = {key: file[key] for key in file.files}
     except OSError as error:
         raise InputError(f"Cannot read '{path}': {error.strerror or error}.") from error
-    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"Expected an .npz file, found something else in '{path}'.") from error
     check_format(str(arrays.get("format")), path)
     if int(arrays["version"]) != VERSION:

@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from kinemesh.viewer.scenes import Scene, camera_of, figures_of
 _HEAD_BYTES = 65536
 _OURS = re.compile(rb'"format"\s*:\s*"' + re.escape(FORMAT).encode() + rb'"')
 _HANDS = "_hands"
+_DAMAGE = (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error)
 _SAME_RUN_S = 5.0
 """Files of one photo that were written further apart are of different runs."""
 _ONLY_OVERLAY = (
@@ -102,7 +104,7 @@ def find_photo_results(folder: Path) -> list[PhotoResults]:
 
 def unreadable_results(folder: Path) -> list[str]:
     """A line about each .json or .npz file of a folder that is cut off or damaged."""
-    damaged = [path for path in _sorted(folder.glob("*.npz")) if not zipfile.is_zipfile(path)]
+    damaged = [path for path in _sorted(folder.glob("*.npz")) if _is_damaged_npz(path)]
     for path in _sorted(folder.glob("*.json")):
         try:
             json.loads(path.read_bytes())
@@ -155,5 +157,13 @@ def _is_people_npz(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return str(arrays["format"]) == FORMAT
-    except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile):
+    except (KeyError, *_DAMAGE):
         return False
+
+
+def _is_damaged_npz(path: Path) -> bool:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return "format" in arrays and not str(arrays["format"])
+    except _DAMAGE:
+        return True
