@@ -105,12 +105,13 @@ def find_photo_results(folder: Path) -> list[PhotoResults]:
 def unreadable_results(folder: Path) -> list[str]:
     """A line about each .json or .npz file of a folder that is cut off or damaged."""
     damaged = [path for path in _sorted(folder.glob("*.npz")) if _is_damaged_npz(path)]
-    for path in _sorted(folder.glob("*.json")):
+    # one of ours is named when it is opened, and long to read
+    others = [path for path in _sorted(folder.glob("*.json")) if not _is_people_json(path)]
+    for path in others:
         try:
             json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError):
-            # one of ours is named when it is opened
-            damaged += [] if _is_people_json(path) else [path]
+            damaged.append(path)
     return [f"'{path}' cannot be read. Predict its photo again." for path in damaged]
 
 
@@ -155,15 +156,20 @@ def _is_people_json(path: Path) -> bool:
 
 def _is_people_npz(path: Path) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return str(arrays["format"]) == FORMAT
-    except (KeyError, *_DAMAGE):
+        return _npz_format(path) == FORMAT
+    except _DAMAGE:
         return False
 
 
 def _is_damaged_npz(path: Path) -> bool:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return "format" in arrays and not str(arrays["format"])
+        _npz_format(path)
     except _DAMAGE:
         return True
+    return False
+
+
+def _npz_format(path: Path) -> str | None:
+    """What a file says it is, None if it does not say; one of `_DAMAGE` where it is damaged."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return str(arrays["format"]) if "format" in arrays else None
